@@ -1,0 +1,87 @@
+"""IP addresses as the mesh writes them.
+
+Addresses are canonical strings (IPv4-mapped IPv6 is IPv4, IPv6 is compressed lower case), because that is what
+the socket calls give and take; a lookup is then one dict access with no object built.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
+
+LOOPBACKS = ("127.0.0.1", "::1")
+
+
+class Address(NamedTuple):
+    """An IP address and a port; usable as it is in `socket.connect`."""
+
+    ip: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.ip == "::1" or self.ip.startswith("127.")
+
+
+class NetworkAddress(NamedTuple):
+    """An IP address in a named network; written `network/ip`, the empty network as `/ip`."""
+
+    network: str
+    ip: str
+
+    def __str__(self) -> str:
+        return f"{self.network}/{self.ip}"
+
+
+class NamespacedHostname(NamedTuple):
+    """A host name in a namespace; written `namespace/hostname`. The key of a service."""
+
+    namespace: str
+    hostname: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.hostname}"
+
+
+def canonical_ip(text: str) -> str:
+    """The canonical form of an IP address.
+
+    Raises ValueError when `text` is no IP address.
+    """
+    if text.startswith("::ffff:") and "." in text:
+        text = text[7:]
+    parsed = ip_address(text)
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        if parsed.scope_id is not None:
+            return str(IPv6Address(parsed.packed))
+    return str(parsed)
+
+
+def from_sockaddr(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    """The Address of a socket call's answer; v4-mapped and scoped addresses are made canonical."""
+    host = sockaddr[0]
+    if ":" in host and ("." in host or "%" in host):
+        host = canonical_ip(host)
+    return Address(host, sockaddr[1])
+
+
+def parse_address(text: str) -> Address:
+    """`ip:port` or `[v6]:port` to an Address.
+
+    Raises ValueError when the text is of another form.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if ":" not in host:
+            raise ValueError(f"{text!r}: brackets belong around an IPv6 address")
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address is written [address]:port")
+    if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
+        raise ValueError(f"{text!r} is not ip:port")
+    return Address(canonical_ip(host), int(port))

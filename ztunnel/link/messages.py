@@ -1,0 +1,238 @@
+"""Every message that crosses between the control half and a worker.
+
+One ordered stream each way. Messages are frozen values; what a message says is complete in itself, so that a
+recorded stream can be played into a worker and nothing else is needed. `VERSION` changes when an old peer could
+misread a new message.
+
+A file descriptor travels as an int that the receiver owns: in memory it is handed over as it is, over a Unix
+socket the channel replaces it (SCM_RIGHTS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from ztunnel.core.model.flow import Edge, Flow
+from ztunnel.core.model.identity import Identity
+from ztunnel.core.model.policy import Policy
+from ztunnel.core.model.service import Service
+from ztunnel.core.model.workload import Workload
+
+VERSION = 1
+
+
+class CaptureMode(Enum):
+    """How connections reach the listeners; decides how their original destination is recovered."""
+
+    REDIRECT = "redirect"
+    """iptables/nft REDIRECT in the pod's namespace: SO_ORIGINAL_DST."""
+    TPROXY = "tproxy"
+    """TPROXY in the pod's namespace: the socket's own address."""
+    NODE = "node"
+    """TPROXY in the node's namespace for enrolled pods' interfaces: the socket's own address; source IP names the pod."""
+    NONE = "none"
+    """No rules are installed (they come from outside): SO_ORIGINAL_DST, else the socket's own address."""
+
+
+class Priority(Enum):
+    """How urgent a certificate is."""
+
+    NOW = 0
+    """A connection waits for it."""
+    WARMUP = 1
+    """A pod was added; no connection waits yet."""
+
+
+# ---- down: control to worker ----
+
+
+class PodAdded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Open the listeners of a pod. Answered by PodReady or PodFailed."""
+
+    uid: str
+    """The enroller's or CNI's id, not the workload's uid."""
+    name: str
+    namespace: str
+    service_account: str
+    capture: CaptureMode
+    netns_fd: int | None = None
+    """The pod's network namespace; None is the agent's own."""
+    ips: tuple[str, ...] = ()
+    """Known addresses of the pod; needed in NODE mode, where the source address names the pod."""
+
+
+class PodRemoved(msgspec.Struct, frozen=True, tag=True):
+    """Close listeners and connections of the pod at once. Answered by PodGone."""
+
+    uid: str
+
+
+class StateSlice(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A small part of a change of the mesh; applied before the next slice, upserts before removals."""
+
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    removed_workloads: tuple[str, ...] = ()
+    """Workload uids."""
+    removed_services: tuple[str, ...] = ()
+    """`namespace/hostname`."""
+    removed_policies: tuple[str, ...] = ()
+    """`namespace/name`."""
+    last: bool = True
+    """False while more slices of the same change follow; policies are re-evaluated after the last."""
+
+
+class StateSynced(msgspec.Struct, frozen=True, tag=True):
+    """The first full state has been sent: listeners may accept."""
+
+
+class CertificateIssued(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A certificate for an identity; replaces the earlier one for new handshakes, open ones are untouched."""
+
+    identity: Identity
+    chain_pem: bytes
+    """Leaf first, then intermediates."""
+    key_pem: bytes
+    roots_pem: bytes
+    not_before: float
+    not_after: float
+    """Seconds since the epoch."""
+
+    def __repr__(self) -> str:
+        return f"CertificateIssued({self.identity}, key redacted)"
+
+
+class CertificateFailed(msgspec.Struct, frozen=True, tag=True):
+    identity: Identity
+    why: str
+
+
+class CertificateForgotten(msgspec.Struct, frozen=True, tag=True):
+    identity: Identity
+
+
+class LogFilter(msgspec.Struct, frozen=True, tag=True):
+    """A RUST_LOG style filter that is now in force."""
+
+    spec: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Stop accepting, GOAWAY, close what is left after `deadline` seconds. Answered by Drained."""
+
+    deadline: float
+
+
+class Question(Enum):
+    CONNECTIONS = "connections"
+    """Answer: list of OpenConnection."""
+    COUNTERS = "counters"
+    """Answer: Counters with the byte counts of open connections brought up to date."""
+    STATUS = "status"
+    """Answer: dict of numbers about the worker itself (loop, pool, tunnels)."""
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    question: Question
+
+
+# ---- up: worker to control ----
+
+
+class PodReady(msgspec.Struct, frozen=True, tag=True):
+    """All listeners of the pod are bound."""
+
+    uid: str
+
+
+class PodFailed(msgspec.Struct, frozen=True, tag=True):
+    uid: str
+    why: str
+
+
+class PodGone(msgspec.Struct, frozen=True, tag=True):
+    uid: str
+
+
+class CertificateWanted(msgspec.Struct, frozen=True, tag=True):
+    identity: Identity
+    priority: Priority
+
+
+class EdgeDefined(msgspec.Struct, frozen=True, tag=True):
+    """Sent before the first message that uses the number; numbers are the worker's own and never reused."""
+
+    number: int
+    edge: Edge
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What changed since the last Counters: per edge, connections opened and bytes of connections still open.
+
+    The bytes that a Flow carries are totals of the connection; the channel's receiver subtracts what earlier
+    Counters already told of it with the help of `open_bytes`.
+    """
+
+    opened: Mapping[int, int] = {}
+    """Edge number to connections opened since."""
+    open_bytes: Mapping[int, tuple[int, int]] = {}
+    """Edge number to (sent, received) totals of the connections open now."""
+    sockets: Mapping[str, int] = {}
+    """Accepted sockets open now, by direction value."""
+
+
+class Flows(msgspec.Struct, frozen=True, tag=True):
+    """Finished connections, oldest first."""
+
+    flows: tuple[Flow, ...]
+
+
+class OpenConnection(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `show connections`."""
+
+    id: int
+    pod: str
+    """Uid of the pod whose listener took it."""
+    edge: int
+    direction: str
+    protocol: str
+    """HBONE or TCP."""
+    source: str
+    original_destination: str
+    actual_destination: str
+    opened: float
+    bytes_sent: int
+    bytes_received: int
+    why: str
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    body: Any
+
+
+class Drained(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is left open; `cut` connections were closed at the deadline."""
+
+    cut: int
+
+
+Down = (
+    PodAdded
+    | PodRemoved
+    | StateSlice
+    | StateSynced
+    | CertificateIssued
+    | CertificateFailed
+    | CertificateForgotten
+    | LogFilter
+    | Drain
+    | Ask
+)
+Up = PodReady | PodFailed | PodGone | CertificateWanted | EdgeDefined | Counters | Flows | Answer | Drained
