@@ -33,7 +33,7 @@ class CaptureMode(Enum):
     TPROXY = "tproxy"
     """TPROXY in the pod's namespace: the socket's own address."""
     NODE = "node"
-    """TPROXY in the node's namespace for enrolled pods' interfaces: the socket's own address; source IP names the pod."""
+    """TPROXY in the node's namespace for enrolled pods: the socket's own address; the source IP names the pod."""
     NONE = "none"
     """No rules are installed (they come from outside): SO_ORIGINAL_DST, else the socket's own address."""
 
