@@ -1,0 +1,1 @@
+"""What happened: log lines, the access log, metrics. Knows neither half of the agent nor the messages between them."""
