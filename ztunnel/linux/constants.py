@@ -19,6 +19,10 @@ MS_PRIVATE = 0x40000
 MNT_DETACH = 0x2
 """linux/mount.h, sys/mount.h"""
 
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 0x1
+"""linux/sockios.h, linux/if.h"""
+
 IP_FREEBIND = 15
 IP_TRANSPARENT = 19
 IPV6_TRANSPARENT = 75

@@ -17,6 +17,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import socket
+import struct
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +28,13 @@ from ztunnel.linux.constants import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    IFF_UP,
     MNT_DETACH,
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
     NS_GET_NSTYPE,
+    SIOCSIFFLAGS,
 )
 
 NAMED = Path("/run/netns")
@@ -162,6 +166,12 @@ def create_netns() -> int:
         _return_to(home)
 
 
+def bring_up_loopback() -> None:
+    """Switch on `lo` in the namespace the calling thread is in; it is off in a new one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+
+
 def name_netns(fd: int, name: str) -> None:
     """Give the namespace a name for `ip netns exec`. Undone by `unname_netns`.
 
@@ -211,6 +221,7 @@ def unshare_user_net() -> None:
             hint="the system restricts user namespaces; run as root",
         ) from None
     _home.refresh()
+    bring_up_loopback()
     _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     if _libc.mount(b"tmpfs", b"/run", b"tmpfs", 0, b"mode=0755") != 0:
         raise PlatformError(f"cannot mount a private /run: {os.strerror(ctypes.get_errno())}", hint="run as root")
