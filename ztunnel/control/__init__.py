@@ -1,0 +1,1 @@
+"""The slow half: configuration, certificates, pods, capture, admin."""
