@@ -1,0 +1,169 @@
+"""The topology every measurement runs in, made anew each time.
+
+    namespace c (10.77.0.1)                                namespace s (10.77.0.2)
+    load generator ──▶ REDIRECT 15001 ──▶ agent A ═══ veth, MTU 1500, mTLS HBONE ═══▶ agent B 15008 ──▶ server 9000
+
+A used namespace keeps TIME_WAIT sockets and conntrack entries that slow later connects by up to ten times, so none
+is used twice. This module owns namespaces, routes, rules and the processes in them, and takes all of it away on exit;
+it knows nothing of the agents and of what is measured. Processes die with the bench even if it is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+Side = Literal["c", "s"]
+
+CLIENT_IP = "10.77.0.1"
+SERVER_IP = "10.77.0.2"
+SERVER_PORT = 9000
+OUTBOUND_PORT = 15001
+HBONE_PORT = 15008
+AGENT_MARK = "0x539/0xfff"
+PREFIX = "ztbench"
+
+COMMAND_LIMIT = 10.0
+"""Seconds one set-up command may take."""
+READY_LIMIT = 30.0
+"""Seconds until a started agent must listen."""
+
+
+class BenchError(Exception):
+    """A measurement could not be made; the text says what failed and shows the end of the log."""
+
+
+def run(*command: str, limit: float = COMMAND_LIMIT) -> str:
+    """Runs a command to its end and returns its output; BenchError when it fails or takes longer than `limit` s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BenchError(f"{' '.join(command)}: {error}") from error
+    if done.returncode != 0:
+        raise BenchError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+class Lab:
+    """Two namespaces joined by a veth, with one congestion control for all and the client's connections captured."""
+
+    def __init__(self, directory: Path, congestion: str) -> None:
+        self.directory = directory
+        self.congestion = congestion
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def namespace(self, side: Side) -> str:
+        return f"{PREFIX}-{os.getpid()}-{side}"
+
+    def _inside(self, side: Side, *command: str) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace(side), *command]
+
+    def run(self, side: Side, *command: str, limit: float = COMMAND_LIMIT) -> str:
+        return run(*self._inside(side, *command), limit=limit)
+
+    def spawn(self, side: Side, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+        """Starts a process whose output goes to `name`.log; returns its pid."""
+        return self.popen(side, name, command, env).pid
+
+    def popen(
+        self, side: Side, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, *, talk: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Like `spawn`, and with `talk` its standard input and output are pipes."""
+        pipe = subprocess.PIPE if talk else None
+        with self.log(name).open("wb") as log:
+            process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *self._inside(side, *command)],
+                stdin=pipe or subprocess.DEVNULL,
+                stdout=pipe or log,
+                stderr=log,
+                env=env,
+                start_new_session=True,  # the terminal's Ctrl-C reaches the bench alone, which then ends them in order
+            )
+        self._processes.append(process)
+        return process
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def log_end(self, name: str) -> str:
+        return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
+
+    def wait_listening(self, side: Side, port: int, pid: int, name: str) -> None:
+        """Returns when `port` is listened on; BenchError when process `pid` ends before or READY_LIMIT passes."""
+        deadline = time.monotonic() + READY_LIMIT
+        process = next(p for p in self._processes if p.pid == pid)
+        while f":{port} " not in self.run(side, "ss", "-Hltn"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                state = "ended" if process.poll() is not None else "does not listen"
+                raise BenchError(f"{name} {state} (port {port}); its log ends:\n{self.log_end(name)}")
+            process_pause()
+
+    def congestion_seen(self) -> set[str]:
+        """The congestion controls of the open tunnels, as the kernel reports them for the client side's sockets."""
+        report = self.run("c", "ss", "-Htin", "dport", "=", f":{HBONE_PORT}")
+        return set(re.findall(r"\b(\w+) wscale:", report))  # it stands before the window scale in ss -i
+
+    def set_up(self) -> None:
+        c, s = self.namespace("c"), self.namespace("s")
+        for name in (c, s):
+            run("ip", "netns", "add", name)
+        run(
+            "ip", "link", "add", "veth0", "mtu", "1500", "netns", c, "type", "veth", "peer", "name", "veth0", "netns", s
+        )
+        for side, address in (("c", CLIENT_IP), ("s", SERVER_IP)):
+            ip = ("ip", "-n", c if side == "c" else s)
+            run(*ip, "addr", "add", f"{address}/24", "dev", "veth0")
+            run(*ip, "link", "set", "lo", "up")
+            run(*ip, "link", "set", "veth0", "up")
+            run(*ip, "route", "change", "10.77.0.0/24", "dev", "veth0", "src", address, "congctl", self.congestion)
+            local = ("table", "local", "local", address, "dev", "lo", "src", address)
+            run(*ip, "route", "change", *local, "proto", "kernel", "scope", "host", "congctl", self.congestion)
+        rule = ("-A", "OUTPUT", "-p", "tcp", "-d", SERVER_IP, "--dport", str(SERVER_PORT))
+        mark = ("-m", "mark", "!", "--mark", AGENT_MARK)
+        self.run("c", "iptables", "-t", "nat", *rule, *mark, "-j", "REDIRECT", "--to-ports", str(OUTBOUND_PORT))
+
+    def tear_down(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    stream.close()
+        for side in ("c", "s"):
+            subprocess.run(["ip", "netns", "del", self.namespace(side)], stderr=subprocess.DEVNULL, check=False)
+
+
+def process_pause() -> None:
+    """Waits a moment for another process; benches poll, they have no event loop."""
+    subprocess.run(["sleep", "0.02"], check=False)
+
+
+@contextlib.contextmanager
+def fresh(congestion: str) -> Iterator[Lab]:
+    """A lab that exists for the body of the `with` and is gone after it, whatever happens."""
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-"))
+    lab = Lab(directory, congestion)
+    try:
+        lab.set_up()
+        yield lab
+    finally:
+        lab.tear_down()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Removes namespaces of benches that were killed before they could."""
+    for name in re.findall(rf"^({PREFIX}-(?:\d+)-[cs])\b", run("ip", "netns", "list"), re.M):
+        if not Path(f"/proc/{name.split('-')[1]}").exists():
+            run("ip", "netns", "del", name)
