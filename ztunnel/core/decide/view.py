@@ -18,6 +18,9 @@ class View(Protocol):
     def workload_at(self, network: str, ip: str) -> Workload | None:
         """Never a host-network workload: its address belongs to the node."""
 
+    def workload_named(self, namespace: str, hostname: str) -> Workload | None:
+        """The workload with this host name of its own (not a service's), e.g. a waypoint or gateway."""
+
     def service_at(self, network: str, ip: str, client_namespace: str) -> Service | None:
         """The best service with this virtual address that the client's namespace may see."""
 

@@ -75,3 +75,5 @@ class Verdict(msgspec.Struct, frozen=True):
     allowed: bool
     policy: str
     why: str
+    dry_run: tuple[str, ...] = ()
+    """What the dry-run policies would have done; a sentence each, for the log."""
