@@ -1,0 +1,158 @@
+"""The local file as a source of mesh state: loaded at the start, watched, and reloaded when it changes.
+
+Theory of operation. The file is watched by asking for its identity (device, inode, times, size) now and then: that
+sees edits in place, renames over it and the symlink swaps of Kubernetes' ConfigMaps alike, and needs no kernel
+facility that may be missing. A file that changed is read only once it has stayed the same for one more look: an
+editor that writes in place would otherwise show us half a file, and half a file can be a valid one with fewer
+policies. A file with any mistake is refused as a whole; the old state stays.
+
+All file access happens in worker threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import trio
+
+from ztunnel.config.settings import Settings
+from ztunnel.control.mesh.diff import changes
+from ztunnel.control.mesh.localfile import Mesh, Pod, parse
+from ztunnel.core.errors import ConfigError
+from ztunnel.link.messages import CaptureMode, Down, StateSynced
+
+log = logging.getLogger("ztunnel.control.mesh")
+
+POLL = 0.25
+"""Seconds between two looks at the file; a change is in force after two to three of them."""
+SLICE = 100
+"""Resources per StateSlice: well under a millisecond of a worker's time."""
+
+Send = Callable[[Down], None]
+OnPods = Callable[[tuple[Pod, ...]], Awaitable[None]]
+Stamp = tuple[int, int, int, int, int]
+
+
+class Statistics(NamedTuple):
+    """Reloads since the start; the first load is none."""
+
+    reloads_ok: int
+    reloads_failed: int
+
+
+class LocalSource:
+    """LOCAL_XDS_PATH or LOCAL_XDS of the settings; without either the mesh is empty and stays so."""
+
+    def __init__(self, settings: Settings, *, poll: float = POLL) -> None:
+        self._settings = settings
+        self._path = settings.local_xds_path
+        self._poll = poll
+        self._stamp: Stamp | None = None
+        self._ok = self._failed = 0
+        self._loaded = False
+        self.mesh = Mesh()
+        """What is in force."""
+        self.problems: tuple[str, ...] = ()
+        """Why the file as it is now was refused; empty when it is in force."""
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._ok, self._failed)
+
+    def load(self) -> Mesh:
+        """The first load: blocks, so call it before the loop runs or in a thread. `run` does it where nobody did.
+
+        Raises ConfigError with every problem.
+        """
+        self.mesh, self._stamp = self._read()
+        self._loaded = True
+        return self.mesh
+
+    async def run(self, send: Send, on_pods: OnPods) -> None:
+        """Send the whole state and StateSynced, then every change of it, for ever.
+
+        `on_pods` gets all pods, first and whenever they changed, after the state that they need has been sent.
+        Raises ConfigError when the first load fails.
+        """
+        if not self._loaded:
+            await trio.to_thread.run_sync(self.load)
+        self._announce(send, Mesh(), self.mesh)
+        send(StateSynced())
+        await on_pods(self.mesh.pods)
+        if not self._path:
+            await trio.sleep_forever()
+        seen = self._stamp
+        while True:
+            await trio.sleep(self._poll)
+            stamp = await trio.to_thread.run_sync(self._look)
+            settled, seen = stamp == seen, stamp
+            if settled and stamp != self._stamp:
+                await self.reload_now(send, on_pods)
+
+    async def reload_now(self, send: Send, on_pods: OnPods) -> bool:
+        """Read the file now and put it in force; False when it is refused (logged, counted, old state kept)."""
+        before = await trio.to_thread.run_sync(self._look)
+        try:
+            mesh, self._stamp = await trio.to_thread.run_sync(self._read)
+        except ConfigError as error:
+            self._stamp = before
+            self._refuse(error)
+            return False
+        old, self.mesh, self.problems = self.mesh, mesh, ()
+        self._ok += 1
+        self._announce(send, old, mesh)
+        log.info(
+            "reloaded %s: %d workloads, %d services, %d policies, %d pods",
+            *(self._path, len(mesh.workloads), len(mesh.services), len(mesh.policies), len(mesh.pods)),
+        )
+        if mesh.pods != old.pods:
+            await on_pods(mesh.pods)
+        return True
+
+    def _announce(self, send: Send, old: Mesh, new: Mesh) -> None:
+        for part in changes(old, new, SLICE):
+            send(part)
+
+    def _refuse(self, error: ConfigError) -> None:
+        self._failed += 1
+        self.problems = error.problems
+        log.error("%s; the old state stays in force", error)
+        for problem in error.problems:
+            log.error("%s", problem)
+
+    def _look(self) -> Stamp | None:
+        """The identity of the file now; None when there is none."""
+        try:
+            return _stamp(os.stat(self._path))
+        except OSError:
+            return None
+
+    def _read(self) -> tuple[Mesh, Stamp | None]:
+        settings = self._settings
+        text, name, stamp = settings.local_xds, "LOCAL_XDS", None
+        if self._path:
+            text, stamp = _read_file(self._path)
+            name = self._path
+        elif not text:
+            return Mesh(), None
+        capture = CaptureMode(settings.capture_mode)
+        return parse(text, name, trust_domain=settings.trust_domain, capture=capture), stamp
+
+
+def _read_file(path: str) -> tuple[str, Stamp]:
+    """Text and identity of the very same file, whatever is swapped into its place meanwhile."""
+    try:
+        with open(path, "rb") as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            return file.read().decode(), stamp
+    except OSError as error:
+        problem = f"{path}: cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        problem = f"{path}: is not UTF-8 text (byte {error.start})"
+    raise ConfigError(problem, problems=(problem,), hint="LOCAL_XDS_PATH names the mesh file")
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
