@@ -18,7 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -99,13 +99,30 @@ class Lab:
 
     def wait_listening(self, side: Side, port: int, pid: int, name: str) -> None:
         """Returns when `port` is listened on; BenchError when process `pid` ends before or READY_LIMIT passes."""
-        deadline = time.monotonic() + READY_LIMIT
         process = next(p for p in self._processes if p.pid == pid)
-        while f":{port} " not in self.run(side, "ss", "-Hltn"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                state = "ended" if process.poll() is not None else "does not listen"
-                raise BenchError(f"{name} {state} (port {port}); its log ends:\n{self.log_end(name)}")
-            process_pause()
+
+        def listening() -> bool:
+            if process.poll() is not None:
+                raise BenchError(f"{name} ended before it listened on {port}; its log ends:\n{self.log_end(name)}")
+            return f":{port} " in self.run(side, "ss", "-Hltn")
+
+        self._wait(listening, f"{name} does not listen on {port}", name)
+
+    def wait_answering(self, side: Side, url: str, name: str) -> None:
+        """Returns when `url` answers with success inside the namespace; BenchError after READY_LIMIT."""
+
+        def answering() -> bool:
+            probe = self._inside(side, "curl", "--silent", "--fail", "--max-time", "1", url)
+            return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+        self._wait(answering, f"{name} does not answer {url}", name)
+
+    def _wait(self, done: Callable[[], bool], failure: str, name: str) -> None:
+        deadline = time.monotonic() + READY_LIMIT
+        while not done():
+            if time.monotonic() > deadline:
+                raise BenchError(f"{failure} within {READY_LIMIT:g} s; its log ends:\n{self.log_end(name)}")
+            subprocess.run(["sleep", "0.02"], check=False)  # nothing else runs in this process
 
     def congestion_seen(self) -> set[str]:
         """The congestion controls of the open tunnels, as the kernel reports them for the client side's sockets."""
@@ -142,11 +159,6 @@ class Lab:
                     stream.close()
         for side in ("c", "s"):
             subprocess.run(["ip", "netns", "del", self.namespace(side)], stderr=subprocess.DEVNULL, check=False)
-
-
-def process_pause() -> None:
-    """Waits a moment for another process; benches poll, they have no event loop."""
-    subprocess.run(["sleep", "0.02"], check=False)
 
 
 @contextlib.contextmanager

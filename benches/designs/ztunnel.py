@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
 
-from benches.designs.base import Pair, dedicated_environment, wait_ready, write_mesh
+from benches.designs.base import Pair
+from benches.designs.dedicated import start_pair
 from benches.lab import Lab, run
 
 
@@ -17,18 +18,15 @@ class Ztunnel:
 
     @property
     def version(self) -> str:
-        return run(self._executable, "version").strip()
+        """The release, or the first digits of the commit it was built from."""
+        output = run(self._executable, "version")
+        match = re.search(r'Version:"([^"]+)"', output)
+        return match[1][:7] if match else output.strip()
 
     def missing(self) -> str:
         if not self._executable:
             return "ZTUNNEL_PEER does not name an executable"
-        return "" if os.access(self._executable, os.X_OK) else f"{Path(self._executable)} cannot be executed"
+        return "" if os.access(self._executable, os.X_OK) else f"{self._executable} cannot be executed"
 
     def start(self, lab: Lab) -> Pair:
-        mesh = lab.directory / "mesh.yaml"
-        write_mesh(mesh)
-        authority = {"FAKE_CA": "true"}
-        command = (self._executable, "proxy", "ztunnel")
-        client = lab.spawn("c", "a", command, dedicated_environment(mesh, "client") | authority)
-        server = lab.spawn("s", "b", command, dedicated_environment(mesh, "server") | authority)
-        return wait_ready(lab, Pair(client, server))
+        return start_pair(lab, (self._executable, "proxy", "ztunnel"), {"FAKE_CA": "true"})
