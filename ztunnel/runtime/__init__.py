@@ -1,0 +1,1 @@
+"""Small trio tools without domain words."""
