@@ -1,0 +1,598 @@
+"""A tunnel: one HTTP/2 connection over mTLS that carries many CONNECT streams (RFC 9113).
+
+Theory of operation. The h2 library owns what is rare and belongs to the connection: preface, SETTINGS and their
+acknowledgement, answers to PING. Frames of streams never reach it: its cost per stream grows with the streams that
+are open, and it copies every DATA frame several times. They are coded here: DATA goes straight from the decrypted
+bytes into the application's socket, HEADERS through `frames.decode_plain` or, when a block needs state, through
+the one HPACK decoder. What is seen on the wire is the same as from h2 (tests play conversations through both).
+
+Credit. A stream's window is given back when its application has taken the bytes, so a slow reader stops its own
+sender. The connection's window is given back as bytes arrive, so a slow reader never stops its neighbours: what a
+stream may hold is bounded by its own window.
+
+Failures of the peer raise `_Violation` inside the parser and end in one place: GOAWAY with the RFC's code.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, NamedTuple, Protocol
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import hpack
+
+from ztunnel.core.wire import frames
+from ztunnel.worker.engine.budget import Budget
+from ztunnel.worker.engine.ending import Ending
+from ztunnel.worker.engine.loop import Loop
+from ztunnel.worker.engine.stream import Stream, StreamOwner
+from ztunnel.worker.engine.tls import Session
+from ztunnel.worker.engine.transport import Transport
+
+MAX_HEADER_LIST = 64 * 1024
+"""SETTINGS_MAX_HEADER_LIST_SIZE of ztunnel's server; also the limit of an encoded block."""
+MAX_CONTINUATIONS = 32
+MAX_CONTROL_FRAME = 16 * 1024
+GOAWAY_GRACE = 1.0
+"""Seconds between the first GOAWAY of a drain and the one that names the last stream (RFC 9113 section 6.8)."""
+
+
+class Settings(NamedTuple):
+    """What we tell the peer; sizes in bytes."""
+
+    stream_window: int = 4 * 1024 * 1024
+    connection_window: int = 16 * 1024 * 1024
+    frame_size: int = 1024 * 1024
+    max_streams: int = 200
+
+
+class TunnelOwner(Protocol):
+    """Who made the tunnel."""
+
+    def ready(self, tunnel: Tunnel) -> None:
+        """TLS and SETTINGS are exchanged: streams may be opened."""
+
+    def requested(self, stream: Stream, headers: list[tuple[bytes, bytes]]) -> None:
+        """A peer opened a stream (server role)."""
+
+    def changed(self, tunnel: Tunnel) -> None:
+        """A stream ended, the peer's limits changed, or the tunnel began to drain."""
+
+    def closed(self, tunnel: Tunnel, ending: Ending) -> None:
+        """Nothing is left of it."""
+
+
+class _Violation(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Tunnel(Transport):
+    """Client or server end of a tunnel. `streams` holds the open ones by id."""
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, session: Session, owner: TunnelOwner, settings: Settings, *, client: bool
+    ) -> None:
+        super().__init__(loop, sock, session)
+        self.client = client
+        self.owner = owner
+        self.settings = settings
+        self.streams: dict[int, Stream] = {}
+        self.paused: dict[int, Stream] = {}
+        self.window = frames.DEFAULT_WINDOW
+        self.peer_frame = frames.DEFAULT_MAX_FRAME
+        self.peer_max_streams = 100
+        """Until the peer says otherwise; no limit is announced by default, 100 is what it may at least expect."""
+        self.credit_step = settings.stream_window // 4
+        self.settled = False
+        """The peer's SETTINGS have arrived."""
+        self.draining = False
+        self.received_frames = 0
+        """Grows with everything received; keepalive looks at it."""
+        self.ping_sent_at: float | None = None
+        self._peer_window = frames.DEFAULT_WINDOW
+        self._next_id = 1
+        self._last_peer_id = 0
+        self._refuse_above = frames.MAX_WINDOW
+        self._connection_received = 0
+        self._receive_window = settings.connection_window
+        self._preface_left = b"" if client else frames.PREFACE
+        self._data: Stream | None = None
+        self._data_left = 0
+        self._data_end = False
+        self._skip = 0
+        self._block: bytearray | None = None
+        self._block_head = (0, 0)
+        self._block_pieces = 0
+        self._decoder = hpack.Decoder(max_header_list_size=2 * MAX_HEADER_LIST)
+        self._budget = Budget(loop.now)
+        self._h2 = self._connection()
+        self._open(client=client)
+
+    def __repr__(self) -> str:
+        role = "client" if self.client else "server"
+        state = "closed" if self.closed else "draining" if self.draining else "open" if self.settled else "starting"
+        return f"<Tunnel {role} {state}, {len(self.streams)} streams>"
+
+    def _connection(self) -> Any:
+        connection = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=self.client, validate_inbound_headers=False)
+        )
+        values: dict[h2.settings.SettingCodes, int] = {
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: self.settings.stream_window,
+            h2.settings.SettingCodes.MAX_FRAME_SIZE: self.settings.frame_size,
+            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
+        }
+        if self.client:
+            values[h2.settings.SettingCodes.ENABLE_PUSH] = 0
+        else:
+            values[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = self.settings.max_streams
+        connection.local_settings = h2.settings.Settings(client=self.client, initial_values=values)
+        return connection
+
+    # ---- opening streams (client) ----
+
+    @property
+    def free_slots(self) -> int:
+        """How many more streams the peer allows now."""
+        if not self.settled or self.draining or self.closed or self._next_id > frames.MAX_WINDOW - 2:
+            return 0
+        return self.peer_max_streams - len(self.streams)
+
+    def open_stream(self, block: bytes, owner: StreamOwner) -> Stream:
+        """Send HEADERS with an encoded block. The owner hears `opened` or `refused`, and `ended` at last."""
+        stream_id = self._next_id
+        self._next_id += 2
+        stream = Stream(self, stream_id, self._peer_window, self.settings.stream_window)
+        stream.owner = owner
+        self.streams[stream_id] = stream
+        self._write_headers(stream_id, frames.END_HEADERS, block)
+        return stream
+
+    # ---- answering requests (server) ----
+
+    def accept(self, stream: Stream, block: bytes, owner: StreamOwner) -> None:
+        """Answer with an encoded header block; the stream's socket is attached and bytes flow."""
+        stream.owner = owner
+        self._write_headers(stream.id, frames.END_HEADERS, block)
+        stream.start()
+
+    def refuse(self, stream: Stream, block: bytes) -> None:
+        """Answer and end the stream; the peer need not send the rest (RFC 9113 section 8.1)."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        self._write_headers(stream.id, frames.END_HEADERS | frames.END_STREAM, block)
+        self.write(frames.rst_stream(stream.id, frames.NO_ERROR))
+        self.stream_closed()
+
+    def _write_headers(self, stream_id: int, flags: int, block: bytes) -> None:
+        if len(block) <= self.peer_frame:
+            self.write(frames.frame(frames.HEADERS, flags, stream_id, block))
+            return
+        pieces = [block[at : at + self.peer_frame] for at in range(0, len(block), self.peer_frame)]
+        self.write(frames.frame(frames.HEADERS, flags & ~frames.END_HEADERS, stream_id, pieces[0]))
+        for piece in pieces[1:-1]:
+            self.write(frames.frame(frames.CONTINUATION, 0, stream_id, piece))
+        self.write(frames.frame(frames.CONTINUATION, frames.END_HEADERS, stream_id, pieces[-1]))
+
+    # ---- life ----
+
+    def _on_secured(self) -> None:
+        self._h2.initiate_connection()
+        self.write(self._h2.data_to_send())
+        extra = self.settings.connection_window - frames.DEFAULT_WINDOW
+        if extra > 0:
+            self.write(frames.window_update(0, extra))
+
+    def _on_unblocked(self) -> None:
+        self._resume()
+
+    def _resume(self) -> None:
+        if self.window <= 0 or self.blocked:
+            return
+        paused, self.paused = self.paused, {}
+        for stream in paused.values():
+            if stream.window > 0:
+                stream.resume()
+            else:
+                self.paused[stream.id] = stream
+
+    def send_ping(self, now: float) -> None:
+        self.ping_sent_at = now
+        self.write(frames.ping(b"ztunnel\0"))
+
+    def drain(self) -> None:
+        """Accept no new streams; close once the open ones have ended (two GOAWAYs, RFC 9113 section 6.8)."""
+        if self.draining or self.closed:
+            return
+        self.draining = True
+        if not self.streams:
+            self.close(Ending("drained", "-"))
+            return
+        if not self.client:
+            self.write(frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR))
+            self.loop.call_later(GOAWAY_GRACE, self._name_last_stream)
+        self.owner.changed(self)
+
+    def _name_last_stream(self) -> None:
+        if not self.closed:
+            self._refuse_above = self._last_peer_id
+            self.write(frames.goaway(self._last_peer_id, frames.NO_ERROR))
+
+    def stream_closed(self) -> None:
+        if self.closed:
+            return
+        if self.draining and not self.streams:
+            self.loop.call_soon(self._close_if_drained)
+            return
+        self.owner.changed(self)
+
+    def _close_if_drained(self) -> None:
+        if self.draining and not self.streams:
+            self.close(Ending("drained", "-"))
+
+    def abort(self, why: str) -> None:
+        self.close(Ending(why), code=frames.INTERNAL_ERROR)
+
+    def close(self, ending: Ending, code: int = frames.NO_ERROR) -> None:
+        if self.closed:
+            return
+        if self.session.established:
+            self.write(frames.goaway(self._last_peer_id, code, ending.error if code else ""))
+        self._shut()
+        lost = Ending(f"the tunnel is gone: {ending.error}" if ending.error else "the tunnel is gone", ending.flag)
+        for stream in list(self.streams.values()):
+            stream.lost(lost)
+        self._data = None
+        self.owner.closed(self, ending)
+
+    # ---- receiving ----
+
+    def _on_plain(self, end: int) -> int:
+        self.received_frames += 1
+        self.ping_sent_at = None
+        try:
+            return self._parse(end)
+        except _Violation as violation:
+            self._condemn(violation.code, str(violation))
+        except h2.exceptions.ProtocolError as error:
+            self._condemn(int(error.error_code or frames.PROTOCOL_ERROR), str(error))
+        except hpack.exceptions.HPACKError as error:
+            self._condemn(0x9, f"header compression: {error}")
+        return end
+
+    def _condemn(self, code: int, text: str) -> None:
+        self.close(Ending(f"the peer broke HTTP/2: {text} ({frames.error_name(code)})", "H2_HANDSHAKE_FAILURE"), code)
+
+    def _parse(self, end: int) -> int:
+        scratch = self.scratch
+        plain, view = scratch.plain, scratch.plain_view
+        streams = self.streams
+        at = 0
+        if self._preface_left:
+            at = self._read_preface(view[:end])
+        while at < end and not self.closed:
+            left = self._data_left
+            if left:
+                size = end - at if end - at < left else left
+                self._data_left = left - size
+                self._deliver(view[at : at + size])
+                at += size
+                continue
+            if self._skip:
+                size = min(self._skip, end - at)
+                self._skip -= size
+                at += size
+                continue
+            if end - at < frames.HEADER_SIZE:
+                break
+            high, low, kind, flags, stream_id = frames.unpack_header(plain, at)
+            length = high << 8 | low
+            if kind == frames.DATA and not flags & frames.PADDED and self._block is None and self.settled:
+                at += frames.HEADER_SIZE
+                self._begin_data(streams.get(stream_id), stream_id, length, length, flags)
+                continue
+            used = self._parse_control(view[at:end], kind, flags, stream_id & frames.MAX_WINDOW, length)
+            if not used:
+                break
+            at += used
+        return at
+
+    def _read_preface(self, view: memoryview) -> int:
+        expected = self._preface_left
+        size = min(len(view), len(expected))
+        if view[:size] != expected[:size]:
+            raise _Violation(frames.PROTOCOL_ERROR, "the client does not speak HTTP/2")
+        self._preface_left = expected[size:]
+        if not self._preface_left:
+            self._h2.receive_data(frames.PREFACE)
+        return size
+
+    # ---- DATA ----
+
+    def _begin_data(self, stream: Stream | None, stream_id: int, length: int, payload: int, flags: int) -> None:
+        """The header of a DATA frame: `length` counts against the windows, `payload` of it is for the stream."""
+        if length > self.settings.frame_size:
+            raise _Violation(frames.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
+        if stream is None and (not stream_id or self._is_idle(stream_id)):
+            raise _Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
+        self._receive_window -= length
+        if self._receive_window < 0:
+            raise _Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        self._connection_received += length
+        if self._connection_received >= self.settings.connection_window >> 2:
+            self._receive_window += self._connection_received
+            self.write(frames.window_update(0, self._connection_received))
+            self._connection_received = 0
+        end = bool(flags & frames.END_STREAM)
+        if payload:
+            self._budget.earn(1)
+            self._data = stream
+            self._data_left = payload
+            self._data_end = end
+            return
+        if end:
+            if stream is not None:
+                stream.end_received()
+        elif not self._budget.spend(self.loop.now):
+            raise _Violation(frames.ENHANCE_YOUR_CALM, "too many empty frames")
+
+    def _deliver(self, view: memoryview) -> None:
+        stream = self._data
+        if stream is None:
+            return
+        if not stream.closed and not stream.deliver(view):
+            self.write(frames.rst_stream(stream.id, frames.FLOW_CONTROL_ERROR))
+            stream.lost(Ending("the peer sent more than the stream's window", "H2_HANDSHAKE_FAILURE"))
+        if not self._data_left:
+            self._data = None
+            if self._data_end and not stream.closed:
+                stream.end_received()
+
+    # ---- everything that is not DATA ----
+
+    def _parse_control(self, view: memoryview, kind: int, flags: int, stream_id: int, length: int) -> int:
+        """Handle the frame at the start of `view`; the bytes it takes, or 0 when it is not complete yet."""
+        if not self.settled and kind != frames.SETTINGS:
+            raise _Violation(frames.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_head[0]):
+            raise _Violation(frames.PROTOCOL_ERROR, "a header block is interrupted")
+        size = frames.HEADER_SIZE + length
+        if kind == frames.DATA:
+            return self._padded_data(view, flags, stream_id, length)
+        if kind in (frames.HEADERS, frames.CONTINUATION):
+            if length > MAX_HEADER_LIST:
+                raise _Violation(frames.ENHANCE_YOUR_CALM, f"a header block of {length} bytes")
+        elif kind > frames.CONTINUATION:
+            self._unproductive("unknown frames")
+            self._skip = length
+            return frames.HEADER_SIZE
+        elif length > MAX_CONTROL_FRAME:
+            raise _Violation(frames.FRAME_SIZE_ERROR, f"a control frame of {length} bytes")
+        if len(view) < size:
+            return 0
+        body = view[frames.HEADER_SIZE : size]
+        if kind == frames.WINDOW_UPDATE:
+            self._window_update(stream_id, body)
+        elif kind == frames.HEADERS:
+            self._headers_frame(flags, stream_id, body)
+        elif kind == frames.CONTINUATION:
+            self._continuation(flags, body)
+        elif kind == frames.RST_STREAM:
+            self._reset(stream_id, body)
+        elif kind in (frames.SETTINGS, frames.PING):
+            self._connection_frame(bytes(view[:size]), flags)
+        elif kind == frames.GOAWAY:
+            self._goaway(body)
+        elif kind == frames.PUSH_PROMISE:
+            raise _Violation(frames.PROTOCOL_ERROR, "PUSH_PROMISE is switched off")
+        else:
+            self._unproductive("PRIORITY frames")
+        return size
+
+    def _unproductive(self, what: str) -> None:
+        if not self._budget.spend(self.loop.now):
+            raise _Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def _is_idle(self, stream_id: int) -> bool:
+        if self.client:
+            return stream_id >= self._next_id or not stream_id & 1
+        return stream_id > self._last_peer_id or not stream_id & 1
+
+    def _padded_data(self, view: memoryview, flags: int, stream_id: int, length: int) -> int:
+        if not flags & frames.PADDED:
+            raise _Violation(frames.PROTOCOL_ERROR, "DATA is out of place")
+        if len(view) <= frames.HEADER_SIZE and length:
+            return 0
+        padding = view[frames.HEADER_SIZE] if length else 0
+        payload = length - 1 - padding
+        if payload < 0:
+            raise _Violation(frames.PROTOCOL_ERROR, "padding exceeds the frame")
+        self._begin_data(self.streams.get(stream_id), stream_id, length, payload, flags)
+        self._skip = padding
+        return frames.HEADER_SIZE + 1
+
+    def _window_update(self, stream_id: int, body: memoryview) -> None:
+        if len(body) != 4:
+            raise _Violation(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE")
+        increment = int.from_bytes(body, "big") & frames.MAX_WINDOW
+        if not stream_id:
+            self.window += increment
+            if not increment or self.window > frames.MAX_WINDOW:
+                raise _Violation(
+                    frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR, "the connection's window"
+                )
+            if self.paused:
+                self._resume()
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self._is_idle(stream_id):
+                raise _Violation(frames.PROTOCOL_ERROR, f"WINDOW_UPDATE for idle stream {stream_id}")
+            return
+        stream.window += increment
+        if not increment or stream.window > frames.MAX_WINDOW:
+            code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
+            self.write(frames.rst_stream(stream_id, code))
+            stream.lost(Ending("the peer broke the stream's window", "H2_HANDSHAKE_FAILURE"))
+            return
+        if stream_id in self.paused and stream.window > 0 and self.window > 0 and not self.blocked:
+            del self.paused[stream_id]
+            stream.resume()
+        if increment < 1024:
+            self._unproductive("small WINDOW_UPDATE frames")
+
+    def _reset(self, stream_id: int, body: memoryview) -> None:
+        if len(body) != 4:
+            raise _Violation(frames.FRAME_SIZE_ERROR, "RST_STREAM")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if not stream_id or self._is_idle(stream_id):
+                raise _Violation(frames.PROTOCOL_ERROR, f"RST_STREAM for idle stream {stream_id}")
+            self._unproductive("resets")
+            return
+        if not self.client and not stream.answered:
+            self._unproductive("resets of unanswered requests")
+        stream.reset_received(int.from_bytes(body, "big"))
+
+    def _connection_frame(self, whole: bytes, flags: int) -> None:
+        """SETTINGS and PING belong to the h2 library."""
+        if self.settled and not flags & frames.ACK:
+            self._unproductive("SETTINGS and PING frames")
+        for event in self._h2.receive_data(whole):
+            if isinstance(event, h2.events.RemoteSettingsChanged):
+                self._settings(event.changed_settings)
+        answer = self._h2.data_to_send()
+        if answer:
+            self.write(answer)
+
+    def _settings(self, changed: dict[Any, Any]) -> None:
+        codes = h2.settings.SettingCodes
+        for code, setting in changed.items():
+            value = setting.new_value
+            if code == codes.INITIAL_WINDOW_SIZE:
+                difference = value - self._peer_window
+                self._peer_window = value
+                for stream in self.streams.values():
+                    stream.window += difference
+                self._resume()
+            elif code == codes.MAX_FRAME_SIZE:
+                self.peer_frame = value
+            elif code == codes.MAX_CONCURRENT_STREAMS:
+                self.peer_max_streams = value
+        if not self.settled:
+            if codes.MAX_CONCURRENT_STREAMS not in changed:
+                self.peer_max_streams = frames.MAX_WINDOW
+            self.settled = True
+            self.owner.ready(self)
+        else:
+            self.owner.changed(self)
+
+    def _goaway(self, body: memoryview) -> None:
+        if len(body) < 8:
+            raise _Violation(frames.FRAME_SIZE_ERROR, "GOAWAY")
+        last = int.from_bytes(body[:4], "big") & frames.MAX_WINDOW
+        code = int.from_bytes(body[4:8], "big")
+        self.draining = True
+        if self.client:
+            for stream in [s for s in self.streams.values() if s.id > last]:
+                stream.lost(Ending(f"the peer went away before it saw the request ({frames.error_name(code)})"))
+        self.owner.changed(self)
+        if not self.streams and not self.closed:
+            self.loop.call_soon(self._close_if_drained)
+
+    # ---- header blocks ----
+
+    def _headers_frame(self, flags: int, stream_id: int, body: memoryview) -> None:
+        start, end = 0, len(body)
+        if flags & frames.PADDED:
+            if not end:
+                raise _Violation(frames.FRAME_SIZE_ERROR, "HEADERS")
+            start, end = 1, end - body[0]
+        if flags & frames.PRIORITY_FLAG:
+            start += 5
+        if start > end or not stream_id:
+            raise _Violation(frames.PROTOCOL_ERROR, "HEADERS")
+        block = bytes(body[start:end])
+        if flags & frames.END_HEADERS:
+            self._headers(stream_id, flags, block)
+        else:
+            self._block = bytearray(block)
+            self._block_head = (stream_id, flags)
+            self._block_pieces = 0
+
+    def _continuation(self, flags: int, body: memoryview) -> None:
+        block = self._block
+        if block is None:
+            raise _Violation(frames.PROTOCOL_ERROR, "CONTINUATION is out of place")
+        block += body
+        self._block_pieces += 1
+        if len(block) > MAX_HEADER_LIST or self._block_pieces > MAX_CONTINUATIONS:
+            raise _Violation(frames.ENHANCE_YOUR_CALM, "a header block of too many pieces")
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._headers(*self._block_head, bytes(block))
+
+    def _headers(self, stream_id: int, flags: int, block: bytes) -> None:
+        headers = frames.decode_plain(block)
+        if headers is None:
+            headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self.client or stream_id <= self._last_peer_id:
+                if self._is_idle(stream_id):
+                    raise _Violation(frames.PROTOCOL_ERROR, f"HEADERS for idle stream {stream_id}")
+                return
+            self._request(stream_id, flags, headers)
+        elif self.client and not stream.answered:
+            self._response(stream, flags, headers)
+        elif flags & frames.END_STREAM:
+            stream.end_received()
+        else:
+            self.write(frames.rst_stream(stream_id, frames.PROTOCOL_ERROR))
+            stream.lost(Ending("the peer sent headers in the middle of the tunnel", "H2_HANDSHAKE_FAILURE"))
+
+    def _request(self, stream_id: int, flags: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if not stream_id & 1:
+            raise _Violation(frames.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
+        self._last_peer_id = stream_id
+        if len(self.streams) >= self.settings.max_streams or stream_id > self._refuse_above:
+            self._unproductive("streams beyond the limit")
+            self.write(frames.rst_stream(stream_id, frames.REFUSED_STREAM))
+            return
+        stream = Stream(self, stream_id, self._peer_window, self.settings.stream_window)
+        self.streams[stream_id] = stream
+        if sum(len(name) + len(value) + 32 for name, value in headers) > MAX_HEADER_LIST:
+            self.refuse(stream, frames.encode_header(":status", "431"))
+            return
+        if flags & frames.END_STREAM:
+            stream.end_received()
+        self.owner.requested(stream, headers)
+
+    def _response(self, stream: Stream, flags: int, headers: list[tuple[bytes, bytes]]) -> None:
+        value = headers[0][1] if headers and headers[0][0] == b":status" else b""
+        if len(value) != 3 or not value.isdigit():
+            self.write(frames.rst_stream(stream.id, frames.PROTOCOL_ERROR))
+            stream.lost(Ending("the peer's answer has no status", "H2_HANDSHAKE_FAILURE"))
+            return
+        status = int(value)
+        if status < 200:
+            return
+        owner = stream.owner
+        if status >= 300:
+            if owner is not None:
+                owner.refused(status)
+            if not flags & frames.END_STREAM:
+                self.write(frames.rst_stream(stream.id, frames.CANCEL))
+            stream.lost(Ending(f"the peer refused the tunnel with status {status}"))
+            return
+        stream.start()
+        if owner is not None:
+            owner.opened(headers)
+        if flags & frames.END_STREAM and not stream.closed:
+            stream.end_received()

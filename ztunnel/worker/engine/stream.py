@@ -1,0 +1,348 @@
+"""One CONNECT stream with an application's socket attached: bytes from the one become DATA of the other.
+
+Owns the relay between socket and stream: back-pressure both ways, half-close both ways, resets both ways. Knows
+the tunnel it lives in (`h2.Tunnel`) but not who is allowed to open it.
+
+States of an application's socket: none yet (request received or sent), attached and reading, attached and paused
+(no window, or the tunnel's socket is full), at end of file. What arrives before a socket is attached waits in the
+stream, bounded by the receive window.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ztunnel.core.wire import frames
+from ztunnel.worker.engine.ending import FINISHED, RESET_BY_APPLICATION, Ending
+from ztunnel.worker.engine.loop import FAILED, HUNG_UP, IN, OUT
+from ztunnel.worker.engine.scratch import READ_SIZE
+from ztunnel.worker.engine.tcp import abort_on_close
+
+if TYPE_CHECKING:
+    from ztunnel.worker.engine.h2 import Tunnel
+
+CORK_BELOW = 8 * 1024
+"""Reads smaller than this wait for the end of the turn, so that several share one TLS record."""
+MAX_IOV = 64
+PARKED = -1
+"""In place of the events: the socket is not in the loop for now."""
+
+
+class StreamOwner(Protocol):
+    """Whoever opened or accepted the stream; each call comes at most once, `ended` always last."""
+
+    def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """The peer answered 200; bytes flow from now on."""
+
+    def refused(self, status: int) -> None:
+        """The peer answered something else; `ended` follows."""
+
+    def ended(self, ending: Ending) -> None:
+        """Nothing of the stream is left; its byte counts are final."""
+
+
+class Stream:
+    __slots__ = (
+        "_consumed",
+        "_events",
+        "_fd",
+        "_queue",
+        "_read_done",
+        "_receive_window",
+        "_recv_into",
+        "_send",
+        "_sock",
+        "_write_done",
+        "answered",
+        "id",
+        "owner",
+        "received",
+        "sent",
+        "tunnel",
+        "window",
+    )
+
+    def __init__(self, tunnel: Tunnel, stream_id: int, window: int, receive_window: int) -> None:
+        self.tunnel = tunnel
+        self.id = stream_id
+        self.window = window
+        """Bytes the peer lets us send on this stream."""
+        self.owner: StreamOwner | None = None
+        self.answered = False
+        self.sent = 0
+        """Bytes from the application into the tunnel."""
+        self.received = 0
+        """Bytes from the tunnel to the application."""
+        self._receive_window = receive_window
+        self._consumed = 0
+        self._sock: socket.socket | None = None
+        self._fd = -1
+        self._events = 0
+        self._queue: deque[bytes] | None = None
+        self._read_done = False
+        self._write_done = False
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.id} of {self.tunnel!r}, {self.sent} bytes sent, {self.received} received>"
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait for the application to read them."""
+        return sum(map(len, self._queue)) if self._queue else 0
+
+    @property
+    def closed(self) -> bool:
+        return self.tunnel.streams.get(self.id) is not self
+
+    # ---- set-up ----
+
+    def attach(self, sock: socket.socket) -> None:
+        """Join the application's socket to the stream; the stream owns it from now on."""
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._recv_into: Any = sock.recv_into
+        self._send: Any = sock.send
+
+    def start(self) -> None:
+        """Begin to carry bytes. The socket is attached."""
+        self.answered = True
+        self._events = IN
+        if self._queue:
+            self._events |= OUT
+        self.tunnel.loop.add(self._fd, self._events, self.on_event)
+        if self._write_done and not self._queue:
+            self._shut_down_write()
+
+    # ---- application to tunnel ----
+
+    def on_event(self, event: int) -> None:
+        if event & OUT and self._queue:
+            self._on_writable()
+        if self._events & IN:
+            if event & ~OUT:
+                self._on_readable()
+        elif event & FAILED:
+            self._on_error()
+        elif event & HUNG_UP:
+            # Both directions have ended, but bytes of the application still wait for a window: not a failure.
+            # The kernel would report this on and on, so the socket is not watched until they can be read.
+            self.tunnel.loop.remove(self._fd)
+            self._events = PARKED
+
+    def _watch(self, events: int) -> None:
+        if events == self._events or self._fd < 0:
+            return
+        if self._events == PARKED:
+            self.tunnel.loop.add(self._fd, events, self.on_event)
+        else:
+            self.tunnel.loop.modify(self._fd, events)
+        self._events = events
+
+    def resume(self) -> None:
+        """There is a window again: read on."""
+        self._watch(IN if self._events == PARKED else self._events | IN)
+
+    def _on_readable(self) -> None:
+        tunnel = self.tunnel
+        limit = READ_SIZE
+        if tunnel.window < limit:
+            limit = tunnel.window
+        if self.window < limit:
+            limit = self.window
+        if limit <= 0 or tunnel.blocked:
+            self._watch(self._events & ~IN)
+            tunnel.paused[self.id] = self
+            return
+        if limit > tunnel.peer_frame:
+            if limit >= READ_SIZE:
+                self._read_frames()
+                return
+            limit = tunnel.peer_frame
+        scratch = tunnel.scratch
+        at = tunnel.claim(limit + frames.HEADER_SIZE)
+        start = at + frames.HEADER_SIZE
+        try:
+            size = self._recv_into(scratch.clear_view[start : start + limit])
+        except BlockingIOError:
+            return
+        except OSError:
+            self._on_error()
+            return
+        if not size:
+            self._end_of_file()
+            return
+        frames.pack_header(scratch.clear, at, size >> 8, size & 255, 0, 0, self.id)
+        self.window -= size
+        tunnel.window -= size
+        self.sent += size
+        scratch.used = start + size
+        if size >= CORK_BELOW:
+            tunnel.flush()
+
+    def _read_frames(self) -> None:
+        """One large read, laid out as several DATA frames for a peer that takes only small ones."""
+        tunnel = self.tunnel
+        scratch = tunnel.scratch
+        if tunnel.claim(READ_SIZE):
+            tunnel.flush()
+            tunnel.claim(READ_SIZE)
+            if tunnel.blocked:
+                return
+        assert self._sock is not None
+        piece = tunnel.peer_frame
+        try:
+            size = self._sock.recvmsg_into(scratch.frame_views(piece))[0]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._on_error()
+            return
+        if not size:
+            self._end_of_file()
+            return
+        self.window -= size
+        tunnel.window -= size
+        self.sent += size
+        at, left = 0, size
+        while left > 0:
+            length = piece if left > piece else left
+            frames.pack_header(scratch.clear, at, length >> 8, length & 255, 0, 0, self.id)
+            at += length + frames.HEADER_SIZE
+            left -= length
+        scratch.used = at
+        if size >= CORK_BELOW:
+            tunnel.flush()
+
+    def _end_of_file(self) -> None:
+        self._read_done = True
+        self._watch(self._events & ~IN)
+        self.tunnel.write(frames.end_stream(self.id))
+        self._finish_if_done()
+
+    def _on_error(self) -> None:
+        """The application's side is gone without FIN: the reset travels on (RFC 9113 section 8.5)."""
+        if self._read_done and self._write_done and not self._queue:
+            self._finish(FINISHED)
+            return
+        self.tunnel.write(frames.rst_stream(self.id, frames.CONNECT_ERROR))
+        self._finish(RESET_BY_APPLICATION)
+
+    # ---- tunnel to application ----
+
+    def deliver(self, view: memoryview) -> bool:
+        """DATA arrived. False when it is more than the window allowed."""
+        size = len(view)
+        self._receive_window -= size
+        if self._receive_window < 0:
+            return False
+        sent = 0
+        if self._queue is not None:
+            self._queue.append(bytes(view))
+        elif self.answered:
+            try:
+                sent = self._send(view)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._on_error()
+                return True
+            if sent < size:
+                self._queue = deque((bytes(view[sent:]),))
+                self._watch(self._events | OUT)
+        else:
+            self._queue = deque((bytes(view),))
+        if sent:
+            self.received += sent
+            self._credit(sent)
+        return True
+
+    def _credit(self, size: int) -> None:
+        self._consumed += size
+        tunnel = self.tunnel
+        if self._consumed >= tunnel.credit_step and not self._write_done:
+            self._receive_window += self._consumed
+            tunnel.write(frames.window_update(self.id, self._consumed))
+            self._consumed = 0
+
+    def _on_writable(self) -> None:
+        queue = self._queue
+        assert queue is not None
+        assert self._sock is not None
+        try:
+            sent = self._sock.sendmsg([queue[i] for i in range(min(len(queue), MAX_IOV))])
+        except BlockingIOError:
+            return
+        except OSError:
+            self._on_error()
+            return
+        self.received += sent
+        self._credit(sent)
+        while queue and sent >= len(queue[0]):
+            sent -= len(queue.popleft())
+        if sent:
+            queue[0] = queue[0][sent:]
+        if not queue:
+            self._queue = None
+            self._watch(self._events & ~OUT)
+            if self._write_done:
+                self._shut_down_write()
+
+    def end_received(self) -> None:
+        """END_STREAM: the peer's application has finished sending."""
+        self._write_done = True
+        if self._queue is None and self.answered and self._fd >= 0:
+            self._shut_down_write()
+
+    def _shut_down_write(self) -> None:
+        assert self._sock is not None
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._on_error()
+            return
+        self._finish_if_done()
+
+    # ---- the end ----
+
+    def reset_received(self, code: int) -> None:
+        """RST_STREAM: a reset travels on, except that a peer which is done may stop listening (RFC 9113 8.1)."""
+        if code == frames.NO_ERROR and self._write_done:
+            self._finish(FINISHED if not self._queue else Ending("the peer stopped listening"))
+            return
+        self._finish(Ending(f"the tunnel's peer reset the stream ({frames.error_name(code)})"))
+
+    def abort(self, why: str, flag: str = "CONNECT", code: int = frames.CANCEL) -> None:
+        """End it from our side: RST_STREAM to the peer, a reset to the application."""
+        if self.closed:
+            return
+        self.tunnel.write(frames.rst_stream(self.id, code))
+        self._finish(Ending(why, flag))
+
+    def lost(self, ending: Ending) -> None:
+        """The tunnel is gone."""
+        self._finish(ending)
+
+    def _finish_if_done(self) -> None:
+        if self._read_done and self._write_done and self._queue is None:
+            self._finish(FINISHED)
+
+    def _finish(self, ending: Ending) -> None:
+        tunnel = self.tunnel
+        if tunnel.streams.pop(self.id, None) is None:
+            return
+        tunnel.paused.pop(self.id, None)
+        sock, self._sock = self._sock, None
+        self._fd = -1
+        self._queue = None
+        self._events = 0
+        if sock is not None:
+            self._recv_into = self._send = None
+            if not ending.ok:
+                abort_on_close(sock)
+            tunnel.loop.close(sock)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.ended(ending)
+        tunnel.stream_closed()
