@@ -29,6 +29,8 @@ from benches.report import Report, Sample, show, write_json
 
 DESIGNS: dict[str, type[Design]] = {"ours": Ours, "envoy": Envoy, "ztunnel": Ztunnel}
 RESULTS = Path(__file__).parent / "results"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell gives it."""
 SPARE_FILES = 2000
 """Open files of an agent beyond one for each captured connection: tunnels, logs, libraries."""
 
@@ -133,9 +135,11 @@ def main(
         console.print(f"the bench cannot start: {error}", style="red", markup=False, highlight=False)
         sys.exit(2)
     versions = {design.name: design.version for design in chosen}
+    interrupted = False
     try:
         bench.run(lines, rounds, seconds, connections)
     except KeyboardInterrupt:
+        interrupted = True
         console.print("stopped; what was measured so far:", style="yellow")
     facts = machine.facts() | {
         "congestion control": f"{congestion} on every route; tunnels used {', '.join(sorted(bench.congestion_seen))}",
@@ -146,7 +150,7 @@ def main(
     path = json_path or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     write_json(report, path)
     console.print(f"JSON: {path}", style="dim", highlight=False)
-    sys.exit(1 if bench.failures else 0)
+    sys.exit(INTERRUPTED if interrupted else 1 if bench.failures else 0)
 
 
 if __name__ == "__main__":
