@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from ztunnel.core.model.capture import CaptureMode as CaptureMode
 from ztunnel.core.model.flow import Edge, Flow
 from ztunnel.core.model.identity import Identity
 from ztunnel.core.model.policy import Policy
@@ -23,19 +24,6 @@ from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import Workload
 
 VERSION = 1
-
-
-class CaptureMode(Enum):
-    """How connections reach the listeners; decides how their original destination is recovered."""
-
-    REDIRECT = "redirect"
-    """iptables/nft REDIRECT in the pod's namespace: SO_ORIGINAL_DST."""
-    TPROXY = "tproxy"
-    """TPROXY in the pod's namespace: the socket's own address."""
-    NODE = "node"
-    """TPROXY in the node's namespace for enrolled pods: the socket's own address; the source IP names the pod."""
-    NONE = "none"
-    """No rules are installed (they come from outside): SO_ORIGINAL_DST, else the socket's own address."""
 
 
 class Priority(Enum):
