@@ -36,7 +36,7 @@ def deliver(
     """
     parsed = _parse_authority(authority)
     if parsed is None:
-        return _refuse(400, f"authority {authority!r} is not host:port")
+        return _refuse(400, f"authority {authority[:100]!r} is not host:port")
     host, port, is_ip = parsed
     service = None
     if is_ip:
