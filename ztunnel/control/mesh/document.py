@@ -12,13 +12,24 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import yaml
+from yaml._yaml import CParser
+from yaml.composer import Composer
+from yaml.resolver import Resolver
 
 T = TypeVar("T")
 
 _CORE = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's parser where PyYAML was built with it: ten times faster on a large mesh."""
+
+
+class _Loader(Composer, CParser, Resolver):
+    """libyaml's parser, which is fast, under the composer written in Python: the one in C crashes the process on
+    deep nesting where this one raises RecursionError."""
+
+    def __init__(self, text: str) -> None:
+        CParser.__init__(self, text)
+        Composer.__init__(self)
+        Resolver.__init__(self)
 
 
 class Document:
@@ -175,7 +186,7 @@ def read(text: str, name: str) -> tuple[Document, Cursor | None]:
     """The root of `text`; None when it is empty, or no YAML (then the document has the problem)."""
     document = Document(name)
     try:
-        node = yaml.compose(text, _LOADER)
+        node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         document.note(mark.line + 1 if mark else 1, "", f"not YAML: {error.problem or error.context}")

@@ -16,7 +16,7 @@ from ztunnel.control.mesh.decode import EndpointEntry, PodEntry, Table
 from ztunnel.control.mesh.document import Cursor, read
 from ztunnel.core.errors import ConfigError
 from ztunnel.core.model.address import NamespacedHostname
-from ztunnel.core.model.identity import DEFAULT_TRUST_DOMAIN
+from ztunnel.core.model.identity import DEFAULT_TRUST_DOMAIN, Identity
 from ztunnel.core.model.policy import Policy
 from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import GatewayAddress, NetworkMode, Workload
@@ -26,11 +26,14 @@ PARTS = ("workloads", "services", "policies", "pods")
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):
-    """A network namespace that the agent serves, and the workload that lives in it."""
+    """A network namespace that the agent serves, and what of its workload serving it depends on."""
 
     uid: str
     name: str
-    workload: Workload
+    workload_uid: str
+    workload_name: str
+    identity: Identity
+    ips: tuple[str, ...] = ()
     netns: str = ""
     """Name (`ip netns`) or path; empty only in NODE mode."""
     capture: CaptureMode
@@ -215,7 +218,10 @@ def _pods(placed: Iterable[Placed], workloads: Mapping[str, Workload], capture: 
             yield Pod(
                 uid=entry.uid or entry.name,
                 name=entry.name,
-                workload=found[0],
+                workload_uid=found[0].uid,
+                workload_name=found[0].name,
+                identity=found[0].identity,
+                ips=found[0].workload_ips,
                 netns=entry.netns,
                 capture=mode,
                 interface=entry.interface,
