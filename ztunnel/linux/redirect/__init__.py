@@ -1,0 +1,1 @@
+"""Capture rules: as data, as text of both tools, applied, verified, removed."""
