@@ -43,7 +43,6 @@ def deliver(
         ip = host if host in own.workload_ips else local.ip
         if host != ip and not _is_for_us(view, own, host, network):
             return _refuse(400, f"ip mismatch: {local.ip} != {host}")
-        what = f"authority {authority}"
     else:
         ip = local.ip
         service = view.service_named(host, own.namespace)
@@ -52,8 +51,9 @@ def deliver(
         mapped = own.services.get(str(service.key), {}).get(port) or service.ports.get(port, 0)
         if not mapped:
             return _refuse(503, f"service {service.namespace}/{service.name} has no target for port {port}")
-        port, what = mapped, f"hostname {host}"
+        port = mapped
 
+    what = f"CONNECT {authority}"
     tunnel = own.application_tunnel
     if tunnel is not None and tunnel.protocol is TunnelProtocol.PROXY:
         return _refuse(503, f"{own.namespace}/{own.name} expects the PROXY protocol, which is not supported yet")

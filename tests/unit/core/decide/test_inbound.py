@@ -62,8 +62,8 @@ def test_what_is_ours_is_delivered(authority: str, target: Address) -> None:
 
 
 def test_the_reason_names_the_authority_and_the_target() -> None:
-    assert delivered("web.demo:80").why == "hostname web.demo to 10.0.1.1:8080"
-    assert delivered("10.0.1.1:8080").why == "authority 10.0.1.1:8080 to 10.0.1.1:8080"
+    assert delivered("web.demo:80").why == "CONNECT web.demo:80 to 10.0.1.1:8080"
+    assert delivered("10.0.1.1:8080").why == "CONNECT 10.0.1.1:8080 to 10.0.1.1:8080"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_an_application_tunnel_takes_any_address_at_its_own_port() -> None:
     own = workload("wp-1", "10.0.2.1", application_tunnel=ApplicationTunnel(port=15088))
     answer = delivered("10.9.9.9:80", own=own, view=mesh(own))
     assert answer.target == Address("10.0.2.1", 15088)
-    assert answer.why == "authority 10.9.9.9:80, application tunnel to 10.0.2.1:15088"
+    assert answer.why == "CONNECT 10.9.9.9:80, application tunnel to 10.0.2.1:15088"
 
 
 def test_an_application_tunnel_without_a_port_keeps_the_port() -> None:

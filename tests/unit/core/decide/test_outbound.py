@@ -118,6 +118,12 @@ def test_the_service_wins_when_its_address_is_a_workloads_too() -> None:
     assert routed(mesh(CLIENT, WEB_1, WEB, both), "10.9.0.1").workload == WEB_1
 
 
+def test_such_an_address_names_the_workload_so_the_services_waypoint_is_not_asked() -> None:
+    guarded = service("web", "10.9.0.1", waypoint=gateway_named("wp.demo"))
+    view = mesh(CLIENT, WEB_1, guarded, WP_SERVICE, WP_1, workload("both", "10.9.0.1"))
+    assert routed(view, "10.9.0.1").workload == WEB_1
+
+
 @pytest.mark.parametrize("ip", ["127.0.0.1", "127.0.0.9", "::1", "10.0.0.1"])
 @pytest.mark.parametrize("port", sorted(ILLEGAL))
 def test_a_connection_to_our_own_listeners_is_a_loop(ip: str, port: int) -> None:

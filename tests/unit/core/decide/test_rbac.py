@@ -71,6 +71,7 @@ def matches(match: Match, connection: Connection = WITH_MTLS) -> bool:
         (Match(source_ips=("10.1.0.5/32",)), True),
         (Match(source_ips=("10.1.0.6/31",)), False),
         (Match(source_ips=("10.2.0.0/16", "10.1.0.0/24")), True),
+        (Match(source_ips=("10.0.0.0/8", "10.0.1.0/24")), True),
         (Match(source_ips=("::/0",)), False),
         (Match(source_ips=("0.0.0.0/0",)), True),
         (Match(source_ips=("::ffff:10.1.0.0/112",)), True),

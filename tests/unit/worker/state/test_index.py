@@ -24,6 +24,7 @@ def test_adding_twice_is_adding_once_and_an_empty_key_is_gone() -> None:
     table: BestFirst[str, str] = BestFirst(len)
     table.add("k", "a")
     table.add("k", "a")
+    assert table.get("k") == ("a",)
     assert table.remove("k", "a")
     assert not table.remove("k", "a")
     assert (len(table), table.get("k"), table.first("k")) == (0, (), None)
@@ -78,6 +79,16 @@ def test_the_prefix_table_finds_what_a_search_through_all_prefixes_finds(
     expected = min(seen, key=rank)[1] if seen else None
     assert table.find("", ip, "demo") is expected
     assert table.find("elsewhere", ip, "demo") is None
+
+
+def test_a_short_prefix_of_the_own_namespace_comes_before_a_long_one_of_another() -> None:
+    short, long = CidrVip("", "10.0.0.0", 8), CidrVip("", "10.1.0.0", 16)
+    own, public = service("own", namespace="demo"), service("public", namespace="other")
+    table = PrefixTable()
+    table.add(short, own)
+    table.add(long, public)
+    assert table.find("", "10.1.1.1", "demo") is own
+    assert table.find("", "10.1.1.1", "third") is public
 
 
 def test_a_look_up_costs_one_probe_for_each_length_however_many_prefixes_there_are() -> None:
