@@ -148,10 +148,13 @@ def _explained() -> Iterator[None]:
 
 def _as_text(found: Inspection) -> str:
     lines: list[str] = []
+    places: dict[str, list[ShownCertificate]] = {}
     for certificate in found.certificates:
-        facts = certificate.facts
+        places.setdefault(certificate.facts.fingerprint, []).append(certificate)
+    for same in places.values():
+        facts = same[0].facts
         lines += [
-            f"{certificate.file}: {_kind(certificate)}",
+            f"{', '.join(certificate.file for certificate in same)}: {_kind(same[0])}",
             f"  subject      {facts.subject or '(empty)'}",
             *(f"  identity     {uri}" for uri in facts.uris),
             f"  issuer       {facts.issuer or '(empty)'}",
@@ -161,7 +164,7 @@ def _as_text(found: Inspection) -> str:
             f"  fingerprint  {facts.fingerprint}",
         ]
     for key in found.keys:
-        lines.append(f"{key.file}: private key, {key.kind}, mode {key.mode}, of {key.owner or 'no certificate here'}")
+        lines.append(f"{key.file}: private key of {key.owner or 'no certificate here'}, {key.kind}, mode {key.mode}")
     lines += [f"warning: {warning}" for warning in found.warnings]
     return "\n".join(lines)
 

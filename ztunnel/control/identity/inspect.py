@@ -51,7 +51,7 @@ class ShownKey(msgspec.Struct, frozen=True):
     mode: str
     """Octal, e.g. `0600`."""
     owner: str
-    """The file with the certificate it belongs to; empty when none was found."""
+    """Name of the certificate it belongs to; empty when none was found."""
 
 
 class Inspection(msgspec.Struct, frozen=True):
@@ -139,7 +139,8 @@ def _candidates(directory: Path) -> list[Path]:
 
 
 def _describe(key: _FoundKey, certificates: list[tuple[str, x509.Certificate]]) -> ShownKey:
-    owner = next((file for file, c in certificates if key.public and public_der(c.public_key()) == key.public), "")
+    mine = (c for _, c in certificates if key.public and public_der(c.public_key()) == key.public)
+    owner = next((_title(facts_of(certificate)) for certificate in mine), "")
     return ShownKey(key.file, key.kind, f"{key.mode:04o}", owner)
 
 
