@@ -179,7 +179,7 @@ GROUPS = (
             V("HTTP2_FRAME_SIZE", forms.size(16384, 2**24 - 1), "Largest frame that is accepted."),
             V("PING_INTERVAL", forms.LIMIT, "Time between PINGs on a tunnel."),
             V("PING_TIMEOUT", forms.LIMIT, "Time without PING answer that ends a tunnel."),
-            V("ENABLE_RESPONSE_BAGGAGE", forms.BOOLEAN, "Say in CONNECT answers who answers.", later=True),
+            V("ENABLE_RESPONSE_BAGGAGE", forms.BOOLEAN, "Say in CONNECT answers who answers."),
             V("LOCALHOST_APP_TUNNEL", forms.BOOLEAN, "Deliver application tunnels to loopback.", later=True),
         ),
     ),
@@ -304,10 +304,10 @@ def _read_proxy_config(draft: _Draft, environ: Mapping[str, str], mesh_config: s
         if not text:
             continue
         try:
-            document = yaml.safe_load(text) or {}
+            document = yaml.safe_load(text)
             if origin == "mesh config" and isinstance(document, dict):
-                document = document.get("defaultConfig", {})
-            config = msgspec.convert(document, ProxyConfig)
+                document = document.get("defaultConfig")
+            config = msgspec.convert({} if document is None else document, ProxyConfig)
         except yaml.YAMLError as error:
             draft.problems.append(f"{origin}: is not YAML: {' '.join(str(error).split())}")
             continue
