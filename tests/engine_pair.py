@@ -36,6 +36,9 @@ class Side:
         self.applications: list[socket.socket] = []
         self.conversations: list[Conversation] = []
 
+    def secured(self, tunnel: Tunnel) -> None:
+        pass
+
     def ready(self, tunnel: Tunnel) -> None:
         self.is_ready = True
 

@@ -53,6 +53,9 @@ class Settings(NamedTuple):
 class TunnelOwner(Protocol):
     """Who made the tunnel."""
 
+    def secured(self, tunnel: Tunnel) -> None:
+        """The TLS handshake is complete: the peer's names are verified."""
+
     def ready(self, tunnel: Tunnel) -> None:
         """TLS and SETTINGS are exchanged: streams may be opened."""
 
@@ -183,6 +186,7 @@ class Tunnel(Transport):
     # ---- life ----
 
     def _on_secured(self) -> None:
+        self.owner.secured(self)
         self._h2.initiate_connection()
         self.write(self._h2.data_to_send())
         extra = self.settings.connection_window - frames.DEFAULT_WINDOW

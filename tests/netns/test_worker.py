@@ -1,0 +1,173 @@
+"""Two workers, played by nothing but messages, carry a captured connection between two namespaces."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+import pytest
+import trio
+from mesh_pki import MeshPki
+from mesh_samples import service, workload
+from netns_builder import Acceptor, Pod, Topology
+from worker_mesh import PlayedWorker, open_worker
+
+from ztunnel.config.settings import Settings
+from ztunnel.core.model.capture import CaptureMode
+from ztunnel.core.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
+from ztunnel.link.messages import Drain, Drained, PodAdded, PodReady, Question, StateSlice, StateSynced
+
+CLIENT_IP, SERVER_IP, VIP = "10.1.0.2", "10.2.0.2", "10.100.0.1"
+SETTINGS = Settings(enable_orig_src=False, ipv6_enabled=False)
+CLIENT = workload("client", CLIENT_IP)
+SERVER = workload("server", SERVER_IP, backs={"demo/web.demo": {80: 8080}})
+WEB = service("web", VIP)
+DENY_CLIENT = Policy(
+    name="no-client",
+    namespace="demo",
+    scope=PolicyScope.NAMESPACE,
+    action=Action.DENY,
+    rules=(((Match(principals=(StringMatch(MatchKind.EXACT, "cluster.local/ns/demo/sa/client"),)),),),),
+)
+
+
+class Mesh(NamedTuple):
+    client: Pod
+    server: Pod
+    near: PlayedWorker
+    far: PlayedWorker
+
+    async def connect(self, ip: str, port: int) -> socket.socket:
+        return await trio.to_thread.run_sync(self.client.connect, ip, port)
+
+
+def added(pod: Pod, name: str) -> PodAdded:
+    return PodAdded(
+        uid=name,
+        name=name,
+        namespace="demo",
+        service_account=name,
+        capture=CaptureMode.REDIRECT,
+        netns_fd=os.dup(pod.fd),
+        ips=(CLIENT_IP if name == "client" else SERVER_IP,),
+    )
+
+
+def redirect_output(pod: Pod) -> None:
+    pod.run(
+        ["iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "!", "-d", "127.0.0.1/32", "-m", "mark"]
+        + ["!", "--mark", "0x539/0xfff", "-j", "REDIRECT", "--to-ports", "15001"]
+    )
+
+
+@asynccontextmanager
+async def mesh(topology: Topology, settings: Settings = SETTINGS) -> AsyncIterator[Mesh]:
+    def build() -> tuple[Pod, Pod]:
+        client = topology.pod("client", CLIENT_IP)
+        server = topology.pod("server", SERVER_IP, node=topology.node("node2"))
+        redirect_output(client)
+        return client, server
+
+    client, server = await trio.to_thread.run_sync(build)
+    pki = MeshPki()
+    async with AsyncExitStack() as stack:
+        near = await stack.enter_async_context(open_worker(settings, pki))
+        far = await stack.enter_async_context(open_worker(settings, pki))
+        state = StateSlice(workloads=(CLIENT, SERVER), services=(WEB,))
+        near.play(state, added(client, "client"), StateSynced())
+        far.play(state, added(server, "server"), StateSynced())
+        await near.heard(PodReady)
+        await far.heard(PodReady)
+        yield Mesh(client, server, near, far)
+
+
+async def talk(sock: socket.socket, data: bytes) -> bytes:
+    def exchange() -> bytes:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        got = bytearray()
+        while piece := sock.recv(65536):
+            got += piece
+        return bytes(got)
+
+    return await trio.to_thread.run_sync(exchange)
+
+
+async def test_a_captured_connection_crosses_in_a_tunnel_and_leaves_one_flow_on_each_side(topology: Topology) -> None:
+    async with mesh(topology) as m:
+        with Acceptor(m.server, SERVER_IP, 8080):
+            with await m.connect(VIP, 80) as sock:
+                assert await talk(sock, b"hello through the mesh") == b"hello through the mesh"
+            outbound, inbound = await m.near.flow(), await m.far.flow()
+    assert (outbound.error, outbound.bytes_sent, outbound.bytes_received) == ("", 22, 22)
+    assert str(outbound.destination) == f"{SERVER_IP}:15008"
+    assert outbound.hbone_address == inbound.hbone_address == f"{SERVER_IP}:8080"
+    edge = m.far.edges[inbound.edge]
+    assert edge.source.identity == "spiffe://cluster.local/ns/demo/sa/client"
+    assert edge.service_hostname == "web.demo"
+    assert edge.mutual_tls
+
+
+async def test_a_denied_caller_is_refused_before_the_application_is_reached(topology: Topology) -> None:
+    async with mesh(topology) as m:
+        m.far.play(StateSlice(policies=(DENY_CLIENT,)))
+        with Acceptor(m.server, SERVER_IP, 8080) as app:
+            with await m.connect(VIP, 80) as sock, pytest.raises(ConnectionResetError):
+                await talk(sock, b"x")
+            outbound, inbound = await m.near.flow(), await m.far.flow()
+            assert not app.seen
+    assert inbound.flag == "DENY"
+    assert "explicitly denied by: demo/no-client" in inbound.error
+    assert "401" in outbound.error
+
+
+async def test_a_policy_applied_live_closes_the_open_connection(topology: Topology) -> None:
+    async with mesh(topology) as m:
+        with Acceptor(m.server, SERVER_IP, 8080, banner=b"welcome"), await m.connect(VIP, 80) as sock:
+            assert await trio.to_thread.run_sync(sock.recv, 7) == b"welcome"
+            m.far.play(StateSlice(policies=(DENY_CLIENT,)))
+            with pytest.raises(ConnectionResetError):
+                await trio.to_thread.run_sync(sock.recv, 1)
+            inbound = await m.far.flow()
+    assert inbound.flag == "DENY"
+    assert "policy change" in inbound.error
+
+
+async def test_an_unknown_destination_passes_straight_through(topology: Topology) -> None:
+    async with mesh(topology) as m:
+        m.near.play(StateSlice(removed_workloads=(SERVER.uid,)))
+        with Acceptor(m.server, SERVER_IP, 8080):
+            with await m.connect(SERVER_IP, 8080) as sock:
+                assert await talk(sock, b"plain") == b"plain"
+            flow = await m.near.flow()
+    assert flow.why == "unknown destination, passed through"
+    assert flow.error == ""
+
+
+async def test_connections_share_a_tunnel_and_a_hundred_fill_it(topology: Topology) -> None:
+    async with mesh(topology) as m:
+        with Acceptor(m.server, SERVER_IP, 8080, banner=b"hi"):
+            socks = [await m.connect(VIP, 80) for _ in range(101)]
+            for sock in socks:
+                assert await trio.to_thread.run_sync(sock.recv, 2) == b"hi"
+            status = await m.near.ask(Question.STATUS)
+            for sock in socks:
+                sock.close()
+            await m.near.flow(101)
+    assert status["tunnels"] == 2
+    assert status["connections"] == 101
+
+
+async def test_drain_lets_connections_finish_and_cuts_the_rest_at_the_deadline(topology: Topology) -> None:
+    async with mesh(topology) as m:
+        with Acceptor(m.server, SERVER_IP, 8080, banner=b"hi"), await m.connect(VIP, 80) as sock:
+            assert await trio.to_thread.run_sync(sock.recv, 2) == b"hi"
+            m.near.play(Drain(0.05))
+            assert (await m.near.heard(Drained)).cut == 1
+            with pytest.raises(ConnectionResetError):
+                await trio.to_thread.run_sync(sock.recv, 1)
+            flow = await m.near.flow()
+    assert "drain deadline" in flow.error

@@ -1,0 +1,186 @@
+"""The composition root of a worker: plays the messages of its link into listeners, state and certificates."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ztunnel.config.settings import Settings
+from ztunnel.core.errors import PlatformError
+from ztunnel.core.model.capture import CaptureMode
+from ztunnel.link.channel import Channel
+from ztunnel.link.messages import (
+    Answer,
+    Ask,
+    CertificateFailed,
+    CertificateForgotten,
+    CertificateIssued,
+    Down,
+    Drain,
+    Drained,
+    LogFilter,
+    PodAdded,
+    PodFailed,
+    PodGone,
+    PodReady,
+    PodRemoved,
+    Question,
+    StateSlice,
+    StateSynced,
+    Up,
+)
+from ztunnel.worker.engine.driver import drive
+from ztunnel.worker.engine.loop import Loop
+from ztunnel.worker.proxy.certificates import Certificates
+from ztunnel.worker.proxy.connections import Connections
+from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.ledger import Ledger
+from ztunnel.worker.proxy.pod import NodeListeners, Pod
+from ztunnel.worker.proxy.recheck import Recheck
+from ztunnel.worker.state.store import Store
+
+log = logging.getLogger("ztunnel.worker")
+
+
+async def run(link: Channel[Up, Down], settings: Settings) -> None:
+    """A worker: plays `link`'s messages until Drain has been answered or the link closes."""
+    loop = Loop()
+    async with trio.open_nursery() as nursery:
+        worker = Worker(loop, link, settings, nursery)
+        nursery.start_soon(drive, loop)
+        try:
+            await worker.play(link)
+        finally:
+            worker.close()
+            nursery.cancel_scope.cancel()
+    loop.shutdown()
+
+
+class Worker:
+    def __init__(self, loop: Loop, link: Channel[Up, Down], settings: Settings, nursery: trio.Nursery) -> None:
+        self._link = link
+        self._settings = settings
+        self._nursery = nursery
+        self._pods: dict[str, Pod] = {}
+        self._synced = False
+        self._draining = False
+        ledger = Ledger(loop, self._send)
+        self._kit = Kit(
+            loop=loop,
+            settings=settings,
+            store=Store(),
+            certificates=Certificates(self._send, time.time),
+            ledger=ledger,
+            connections=Connections(),
+            spawn=self._spawn,
+            random=random.Random(),
+        )
+        self._shared = NodeListeners(self._kit)
+        self._recheck = Recheck(self._kit)
+
+    def _send(self, message: Up) -> None:
+        self._link.send(message)
+
+    def _spawn(self, run: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(run)
+
+    async def play(self, link: Channel[Up, Down]) -> None:
+        async for message in link:
+            self._take(message)
+
+    def _take(self, message: Down) -> None:
+        match message:
+            case StateSlice():
+                self._apply(message)
+            case PodAdded():
+                self._add_pod(message)
+            case PodRemoved():
+                self._remove_pod(message)
+            case StateSynced():
+                self._start_accepting()
+            case CertificateIssued():
+                self._kit.certificates.issued(message)
+            case CertificateFailed():
+                self._kit.certificates.failed(message)
+            case CertificateForgotten():
+                self._kit.certificates.forget(message.identity)
+            case Ask():
+                self._answer(message)
+            case Drain():
+                self._nursery.start_soon(self._drain, message)
+            case LogFilter():
+                pass  # in one process the control half has set it already
+
+    # ---- messages ----
+
+    def _add_pod(self, message: PodAdded) -> None:
+        shared = self._shared if message.capture is CaptureMode.NODE else None
+        try:
+            pod = Pod(self._kit, message, accepting=self._synced and not self._draining, shared=shared)
+        except PlatformError as error:
+            self._send(PodFailed(message.uid, f"{error}; {error.hint}" if error.hint else str(error)))
+            return
+        self._pods[message.uid] = pod
+        self._send(PodReady(message.uid))
+
+    def _remove_pod(self, message: PodRemoved) -> None:
+        pod = self._pods.pop(message.uid, None)
+        if pod is not None:
+            pod.close("the pod is gone")
+        self._send(PodGone(message.uid))
+
+    def _apply(self, message: StateSlice) -> None:
+        self._kit.store.apply(message)
+        self._recheck.changed(message)
+
+    def _start_accepting(self) -> None:
+        if not self._synced:
+            self._synced = True
+            for pod in self._pods.values():
+                pod.accept()
+
+    def _answer(self, message: Ask) -> None:
+        kit = self._kit
+        if message.question is Question.CONNECTIONS:
+            body: object = tuple(each.describe() for each in kit.connections.snapshot())
+        elif message.question is Question.COUNTERS:
+            kit.ledger.flush()
+            body = kit.connections.counters(kit.ledger.take_opened())
+        else:
+            body = {
+                "connections": len(kit.connections),
+                "pods": len(self._pods),
+                "tunnels": len(kit.keepalive),
+                "certificates": len(kit.certificates),
+                "state_revision": kit.store.revision,
+            }
+        self._send(Answer(message.id, body))
+
+    # ---- the end ----
+
+    async def _drain(self, message: Drain) -> None:
+        """Stop accepting, let connections finish until the deadline, then close them with a reason."""
+        self._draining = True
+        for pod in self._pods.values():
+            pod.drain()
+        kit = self._kit
+        with trio.move_on_after(message.deadline):
+            await kit.connections.wait_empty()
+        left = kit.connections.snapshot()
+        for carried in left:
+            carried.abort(f"closed at the drain deadline of {message.deadline:g} s")
+        await trio.lowlevel.checkpoint()
+        kit.ledger.flush()
+        self._send(Drained(len(left)))
+
+    def close(self) -> None:
+        """Whatever is left, at once."""
+        for pod in list(self._pods.values()):
+            pod.close("the proxy stops")
+        self._pods.clear()
+        self._kit.keepalive.stop()
+        self._kit.pipes.close()

@@ -1,0 +1,263 @@
+"""Tunnels that peers open to pods (15008): authenticated, checked, authorized, and delivered to the application.
+
+The order of checks and the answers are ztunnel's outcome catalogue: 400 for what is wrong with the request, 503 for
+what cannot be fulfilled, 401 for what policies deny. Policies are evaluated before the application is dialled.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ztunnel.core.decide import inbound, rbac
+from ztunnel.core.decide.edges import edge
+from ztunnel.core.errors import ZtunnelError
+from ztunnel.core.model.address import Address, from_sockaddr
+from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
+from ztunnel.core.model.identity import Identity, parse_identity
+from ztunnel.core.model.workload import Workload
+from ztunnel.core.wire import connect, frames
+from ztunnel.worker.engine.ending import Ending
+from ztunnel.worker.engine.h2 import Tunnel
+from ztunnel.worker.engine.stream import Stream
+from ztunnel.worker.engine.tcp import abort_on_close
+from ztunnel.worker.engine.tls import Verify
+from ztunnel.worker.proxy.certificates import Credentials
+from ztunnel.worker.proxy.connections import Carried
+from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.upstream import upstream_socket
+
+if TYPE_CHECKING:
+    from ztunnel.worker.proxy.pod import Pod
+
+Headers = list[tuple[bytes, bytes]]
+
+_REFUSALS = {status: frames.encode_header(":status", str(status)) for status in (400, 401, 431, 503)}
+
+
+class Inbound:
+    """The inbound HBONE role of one pod."""
+
+    def __init__(self, kit: Kit, pod: Pod) -> None:
+        self.kit = kit
+        self.pod = pod
+        self.tunnels: set[Peer] = set()
+        self._answer: tuple[Workload, bytes] | None = None
+
+    def take(self, sock: socket.socket, peer: Any) -> None:
+        """A peer's connection was accepted; owns the socket."""
+        source = from_sockaddr(peer)
+        workload = self.pod.workload()
+        credentials = self.kit.certificates.get(workload.identity) if workload is not None else None
+        if credentials is None:
+            self.kit.spawn(lambda: self._later(sock, source))
+        else:
+            self._serve(sock, source, credentials)
+
+    async def _later(self, sock: socket.socket, source: Address) -> None:
+        try:
+            await self.pod.wait_for_workload()
+            credentials = await self.kit.certificates.wait(self.pod.identity())
+        except ZtunnelError as error:
+            abort_on_close(sock)
+            self.kit.loop.close(sock)
+            self.refused(source, Refusal(error.flag, error.status, str(error)))
+            return
+        self._serve(sock, source, credentials)
+
+    def _serve(self, sock: socket.socket, source: Address, credentials: Credentials) -> None:
+        if self.pod.closed:
+            self.kit.loop.close(sock)
+            return
+        kit = self.kit
+        try:
+            local = from_sockaddr(sock.getsockname())
+            kit.socket_options.apply(sock)
+            session = credentials.server.session(kit.loop.scratch, same_trust_domain(credentials.issued.identity))
+        except (OSError, ZtunnelError) as error:
+            kit.loop.close(sock)
+            self.refused(source, Refusal("TLS_FAILURE", 503, str(error)))
+            return
+        peer = Peer(self, source, local)
+        self.tunnels.add(peer)
+        peer.tunnel = Tunnel(kit.loop, sock, session, peer, kit.tunnel_settings, client=False)
+        kit.handshakes.add(peer.tunnel)
+
+    def refused(self, source: Address, refusal: Refusal, authority: str = "") -> None:
+        """An early deny: nobody is known yet."""
+        local = Address(self.pod.ip, self.kit.settings.inbound_port) if self.pod.ip else None
+        self.kit.ledger.refused(Direction.INBOUND, source, local, refusal, authority)
+
+    def answer(self, workload: Workload) -> bytes:
+        """The header block of a 200, encoded once per version of the workload."""
+        if self._answer is None or self._answer[0] is not workload:
+            block = frames.RESPONSE_200
+            if self.kit.settings.enable_response_baggage:
+                block += frames.encode_header("baggage", connect.baggage(workload))
+            self._answer = (workload, block)
+        return self._answer[1]
+
+    def drain(self) -> None:
+        for peer in list(self.tunnels):
+            peer.tunnel.drain()
+
+    def close(self, why: str) -> None:
+        for peer in list(self.tunnels):
+            peer.tunnel.close(Ending(why))
+
+
+class Peer:
+    """One tunnel of a peer; the engine's TunnelOwner."""
+
+    def __init__(self, role: Inbound, source: Address, local: Address) -> None:
+        self.role = role
+        self.source = source
+        self.local = local
+        self.identity: Identity | None = None
+        self.tunnel: Tunnel
+
+    def secured(self, tunnel: Tunnel) -> None:
+        kit = self.role.kit
+        kit.handshakes.discard(tunnel)
+        kit.prefaces.add(tunnel)
+        self.identity = _first_identity(tunnel.session.peer_names)
+
+    def ready(self, tunnel: Tunnel) -> None:
+        self.role.kit.prefaces.discard(tunnel)
+        self.role.kit.keepalive.add(tunnel)
+
+    def changed(self, tunnel: Tunnel) -> None:
+        pass
+
+    def closed(self, tunnel: Tunnel, ending: Ending) -> None:
+        kit = self.role.kit
+        kit.handshakes.discard(tunnel)
+        kit.prefaces.discard(tunnel)
+        kit.keepalive.discard(tunnel)
+        self.role.tunnels.discard(self)
+        if not tunnel.settled and not ending.ok:
+            self.role.refused(self.source, Refusal(ending.flag, 503, ending.error))
+
+    # ---- requests ----
+
+    def requested(self, stream: Stream, headers: Headers) -> None:
+        """A CONNECT arrived: the same `_attempt` now, or once the pod's workload is known."""
+        try:
+            request = connect.check_request(headers)
+        except connect.WireError as error:
+            self._refuse_early(stream, Refusal("CONNECT", 400, str(error)), "")
+            return
+        if self._attempt(stream, request):
+            return
+
+        async def later() -> None:
+            try:
+                await self.role.pod.wait_for_workload()
+            except ZtunnelError as error:
+                if not stream.closed:
+                    self._refuse_early(stream, Refusal(error.flag, 503, str(error)), request.authority)
+                return
+            if not stream.closed:
+                self._attempt(stream, request)
+
+        self.role.kit.spawn(later)
+
+    def _attempt(self, stream: Stream, request: connect.ConnectRequest) -> bool:
+        """False when the pod's own workload is not known."""
+        kit, pod = self.role.kit, self.role.pod
+        own = pod.workload()
+        if own is None:
+            return False
+        decision = inbound.deliver(
+            kit.store,
+            own=own,
+            local=self.local,
+            authority=request.authority,
+            network=kit.settings.network,
+            illegal_ports=kit.settings.illegal_ports,
+            forwarded_host=request.forwarded_host,
+        )
+        if isinstance(decision, Refusal):
+            self._refuse_early(stream, decision, request.authority)
+            return True
+        carried = Carried(kit, pod, Direction.INBOUND, self.source, None)
+        carried.destination = self.local
+        carried.authority = request.authority
+        carried.actual = carried.original = decision.target
+        carried.carrier = stream
+        stream.owner = carried
+        authorized = Connection(self.identity, self.source, decision.target)
+        carried.authorized = authorized
+        carried.identify(
+            edge(
+                Direction.INBOUND,
+                source=kit.store.workload_at(kit.settings.network, self.source.ip),
+                destination=own,
+                service=decision.service,
+                mutual_tls=True,
+                peer=self.identity,
+            ),
+            decision.why,
+        )
+        verdict = rbac.evaluate(*kit.store.compiled_for(own), authorized)
+        if not verdict.allowed:
+            self._refuse(
+                stream, carried, Refusal("DENY", 401, f"connection closed due to policy rejection: {verdict.why}")
+            )
+            return True
+        self._deliver(stream, carried, decision, own)
+        return True
+
+    def _deliver(self, stream: Stream, carried: Carried, delivery: Delivery, own: Workload) -> None:
+        kit = self.role.kit
+        try:
+            sock = upstream_socket(kit, self.role.pod, self.source, delivery.target)
+        except OSError as error:
+            self._refuse(stream, carried, Refusal("CONNECT", 503, f"no socket for {delivery.target}: {error.strerror}"))
+            return
+
+        def connected(error: OSError | None) -> None:
+            if error is not None or stream.closed:
+                abort_on_close(sock)
+                kit.loop.close(sock)
+                if error is not None and not stream.closed:
+                    why = f"cannot connect to {delivery.target}: {error.strerror}"
+                    self._refuse(stream, carried, Refusal("CONNECT", 503, why))
+                return
+            stream.attach(sock)
+            self.tunnel.accept(stream, self.role.answer(own), carried)
+
+        kit.dialler.connect(sock, delivery.target, connected)
+
+    def _refuse(self, stream: Stream, carried: Carried, refusal: Refusal) -> None:
+        stream.owner = None
+        self.tunnel.refuse(stream, _REFUSALS[refusal.status])
+        carried.refuse(refusal)
+
+    def _refuse_early(self, stream: Stream, refusal: Refusal, authority: str) -> None:
+        self.tunnel.refuse(stream, _REFUSALS[refusal.status])
+        self.role.refused(self.source, refusal, authority)
+
+
+def same_trust_domain(own: Identity) -> Verify:
+    """Accepts a client that proves a SPIFFE identity of our trust domain (ztunnel.md 6.5)."""
+
+    def verify(names: tuple[str, ...]) -> str | None:
+        identities = [identity for identity in map(_identity, names) if identity is not None]
+        if any(identity.trust_domain == own.trust_domain for identity in identities):
+            return None
+        who = ", ".join(names) or "nobody (its certificate has no SPIFFE identity)"
+        return f"the client is {who}, not of trust domain {own.trust_domain}"
+
+    return verify
+
+
+def _identity(name: str) -> Identity | None:
+    try:
+        return parse_identity(name)
+    except ValueError:
+        return None
+
+
+def _first_identity(names: tuple[str, ...]) -> Identity | None:
+    return next((identity for identity in map(_identity, names) if identity is not None), None)

@@ -1,0 +1,83 @@
+"""What every listener role of a worker works with: one value, made by the composition root, passed down.
+
+Roles take from it what they need and keep no state of their own beside their connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from random import Random
+
+from ztunnel.config.settings import Settings
+from ztunnel.worker.engine import h2
+from ztunnel.worker.engine.keepalive import Keepalive
+from ztunnel.worker.engine.loop import Deadlines, Loop
+from ztunnel.worker.engine.relay import Pipes
+from ztunnel.worker.engine.tcp import Dialler, SocketOptions
+from ztunnel.worker.proxy.certificates import Certificates
+from ztunnel.worker.proxy.connections import Connections
+from ztunnel.worker.proxy.ledger import Ledger
+from ztunnel.worker.state.store import Store
+
+Spawn = Callable[[Callable[[], Awaitable[None]]], None]
+"""Starts a supervised trio task."""
+
+
+class Kit:
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        settings: Settings,
+        store: Store,
+        certificates: Certificates,
+        ledger: Ledger,
+        connections: Connections,
+        spawn: Spawn,
+        random: Random,
+    ) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.store = store
+        self.certificates = certificates
+        self.ledger = ledger
+        self.connections = connections
+        self.spawn = spawn
+        self.random = random
+        self.pipes = Pipes()
+        self.dialler = Dialler(loop, settings.connect_timeout)
+        self.keepalive = Keepalive(loop, settings.ping_interval, settings.ping_timeout)
+        self.socket_options = SocketOptions(
+            keepalive=settings.keepalive_enabled,
+            keepalive_time=max(1, round(settings.keepalive_time)),
+            keepalive_interval=max(1, round(settings.keepalive_interval)),
+            keepalive_retries=settings.keepalive_retries,
+            user_timeout=round((settings.user_timeout or 0) * 1000),
+        )
+        self.tunnel_settings = h2.Settings(
+            stream_window=settings.http2_stream_window_size,
+            connection_window=settings.http2_connection_window_size,
+            frame_size=settings.http2_frame_size,
+        )
+        self.handshakes = Deadlines(
+            loop,
+            settings.tls_handshake_timeout,
+            _abort(f"no TLS handshake within {settings.tls_handshake_timeout:g} s"),
+        )
+        self.prefaces = Deadlines(
+            loop,
+            settings.http2_preface_timeout,
+            _abort(f"no HTTP/2 preface within {settings.http2_preface_timeout:g} s"),
+        )
+        self.answers = Deadlines(
+            loop,
+            settings.connect_response_timeout,
+            _abort(f"no answer to CONNECT within {settings.connect_response_timeout:g} s"),
+        )
+
+
+def _abort(why: str) -> Callable[[object], None]:
+    def expire(key: object) -> None:
+        key.abort(why)  # type: ignore[attr-defined]
+
+    return expire

@@ -1,0 +1,98 @@
+"""What is told upwards about connections: edges once, openings and flows in batches.
+
+Nothing is formatted or counted by label here; a connection costs a dictionary access when it opens and one small
+value when it ends. Batches leave at most FLUSH_SECONDS after their first entry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from ztunnel.core.model.address import Address
+from ztunnel.core.model.connection import Direction, Refusal
+from ztunnel.core.model.flow import Edge, Flow
+from ztunnel.link.messages import Counters, EdgeDefined, Flows, Up
+from ztunnel.worker.engine.loop import Loop, Timer
+
+FLUSH_SECONDS = 0.1
+FLUSH_FLOWS = 512
+
+
+class Ledger:
+    def __init__(self, loop: Loop, send: Callable[[Up], None]) -> None:
+        self._loop = loop
+        self._send = send
+        self._numbers: dict[Edge, int] = {}
+        self._opened: dict[int, int] = defaultdict(int)
+        self._flows: list[Flow] = []
+        self._timer: Timer | None = None
+        self._ids = itertools.count(1)
+        self._epoch = time.time() - time.monotonic()
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def number(self, edge: Edge) -> int:
+        """The edge's number; told upwards when it is new."""
+        number = self._numbers.get(edge)
+        if number is None:
+            number = self._numbers[edge] = len(self._numbers)
+            self._send(EdgeDefined(number, edge))
+        return number
+
+    def opened(self, edge: int) -> None:
+        self._opened[edge] += 1
+        self._arm()
+
+    def wall(self, monotonic: float) -> float:
+        """Seconds since the epoch of a moment on the monotonic clock."""
+        return self._epoch + monotonic
+
+    def finished(self, flow: Flow) -> None:
+        self._flows.append(flow)
+        if len(self._flows) >= FLUSH_FLOWS:
+            self.flush()
+        else:
+            self._arm()
+
+    def refused(
+        self, direction: Direction, source: Address, destination: Address | None, refusal: Refusal, authority: str = ""
+    ) -> None:
+        """A connection that ended before its parties were known."""
+        self.finished(
+            Flow(
+                id=self.next_id(),
+                edge=-1,
+                direction=direction,
+                source=source,
+                destination=destination,
+                hbone_address=authority,
+                started=self.wall(time.monotonic()),
+                duration=0.0,
+                flag=refusal.flag,
+                error=refusal.why,
+                why=refusal.why,
+            )
+        )
+
+    def take_opened(self) -> dict[int, int]:
+        """Openings since the last time, per edge."""
+        opened, self._opened = dict(self._opened), defaultdict(int)
+        return opened
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._opened:
+            self._send(Counters(opened=self.take_opened()))
+        if self._flows:
+            flows, self._flows = tuple(self._flows), []
+            self._send(Flows(flows))
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)

@@ -1,0 +1,206 @@
+"""Connections that pods make (15001): recovered, routed, and carried in a tunnel, in plain TCP, or straight on.
+
+`_attempt` is the whole set-up. It runs straight from the accept callback; where something is missing (the pod's own
+workload, a certificate, a tunnel) it says what, a task waits for that, and `_attempt` runs again: one set-up, not a
+fast and a slow copy.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from ztunnel.core.decide.edges import edge
+from ztunnel.core.decide.outbound import route
+from ztunnel.core.errors import ZtunnelError
+from ztunnel.core.model.address import from_sockaddr
+from ztunnel.core.model.capture import PROBE_BANNER, PROBE_PORT
+from ztunnel.core.model.connection import Direction, Refusal, Route, RouteKind
+from ztunnel.core.model.workload import Workload
+from ztunnel.core.wire import connect, frames
+from ztunnel.linux.sockets import new_tcp_socket
+from ztunnel.worker.engine.ending import Ending
+from ztunnel.worker.engine.relay import Relay
+from ztunnel.worker.engine.tcp import abort_on_close
+from ztunnel.worker.proxy.connections import Carried
+from ztunnel.worker.proxy.dial import PoolKey
+from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.original import original_destination
+from ztunnel.worker.proxy.pool import Pool
+
+if TYPE_CHECKING:
+    from ztunnel.worker.proxy.pod import Pod
+
+Missing = Callable[[], Awaitable[object]]
+"""Waits for what a set-up lacks; raises ZtunnelError when it will not come."""
+
+_METHOD = frames.encode_header(":method", "CONNECT")
+MAX_BLOCKS = 4096
+
+
+class Outbound:
+    """The outbound role of one pod."""
+
+    def __init__(self, kit: Kit, pod: Pod) -> None:
+        self._kit = kit
+        self._pod = pod
+        self.pool = Pool(kit, pod.netns_fd, pod.mark)
+        self._blocks: dict[tuple[str, str], bytes] = {}
+        self._blocks_of: Workload | None = None
+
+    def take(self, sock: socket.socket, peer: Any) -> None:
+        """A connection was accepted; owns the socket."""
+        kit, pod = self._kit, self._pod
+        source = from_sockaddr(peer)
+        kit.socket_options.apply(sock)
+        carried = Carried(kit, pod, Direction.OUTBOUND, source, sock)
+        carried.original = original_destination(sock, pod.capture)
+        if carried.original is None:
+            carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))
+            return
+        try:
+            missing = self._attempt(carried)
+        except ZtunnelError as error:
+            carried.ended(Ending(str(error), error.flag))
+            return
+        if missing is not None:
+            kit.spawn(lambda: self._later(carried, missing))
+
+    async def _later(self, carried: Carried, missing: Missing | None) -> None:
+        """Wait for what is missing until nothing is."""
+        try:
+            while missing is not None and not carried.ended_already:
+                await missing()
+                missing = self._attempt(carried)
+        except ZtunnelError as error:
+            carried.ended(Ending(str(error), error.flag))
+
+    def _attempt(self, carried: Carried) -> Missing | None:
+        if carried.ended_already:
+            return None
+        pod = self._pod
+        workload = pod.workload()
+        if workload is None:
+            return pod.wait_for_workload
+        assert carried.original is not None
+        if carried.original.port == PROBE_PORT and self._is_probe(carried, workload):
+            return None
+        kit = self._kit
+        decision = route(
+            kit.store,
+            source=workload,
+            target=carried.original,
+            network=kit.settings.network,
+            roll=kit.random.random(),
+            illegal_ports=kit.settings.illegal_ports,
+            hbone_port=kit.settings.inbound_port,
+        )
+        if isinstance(decision, Refusal):
+            carried.refuse(decision)
+            return None
+        if decision.kind is RouteKind.HBONE:
+            return self._tunnel(carried, workload, decision)
+        self._plain(carried, workload, decision)
+        return None
+
+    def _is_probe(self, carried: Carried, workload: Workload) -> bool:
+        """Whether the capture probe came through: it asks for an address that nobody has."""
+        assert carried.original is not None
+        store, network = self._kit.store, self._kit.settings.network
+        ip = carried.original.ip
+        if store.workload_at(network, ip) or store.service_at(network, ip, workload.namespace):
+            return False
+        sock, carried.sock = carried.sock, None
+        assert sock is not None
+        sock.send(PROBE_BANNER)
+        self._kit.loop.close(sock)
+        self._kit.connections.discard(carried)
+        carried.ended_already = True
+        return True
+
+    # ---- HBONE ----
+
+    def _tunnel(self, carried: Carried, workload: Workload, chosen: Route) -> Missing | None:
+        key = PoolKey(workload.identity, chosen.identities, chosen.next_hop)
+        tunnel = self.pool.take(key)
+        if tunnel is None:
+            return lambda: self.pool.wait(key)
+        self._identify(carried, workload, chosen)
+        carried.authority = chosen.authority
+        kit = self._kit
+        sock, carried.sock = carried.sock, None
+        assert sock is not None
+        stream = tunnel.open_stream(self._request(carried, workload, chosen), carried)
+        stream.attach(sock)
+        carried.carrier = stream
+        kit.answers.add(carried)
+        return None
+
+    def _request(self, carried: Carried, workload: Workload, chosen: Route) -> bytes:
+        """The encoded header block: what is the same for every connection of the route is encoded once."""
+        host = chosen.service.hostname if chosen.service else ""
+        if self._blocks_of is not workload or len(self._blocks) >= MAX_BLOCKS:
+            self._blocks.clear()
+            self._blocks_of = workload
+        key = (chosen.authority, host)
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = (
+                _METHOD
+                + frames.encode_header(":authority", chosen.authority)
+                + frames.encode_header("baggage", connect.baggage(workload))
+            )
+        random = self._kit.random.getrandbits
+        return (
+            block
+            + frames.encode_header("forwarded", connect.forwarded(carried.source, host))
+            + frames.encode_header("traceparent", connect.traceparent(random(128), random(64)))
+        )
+
+    # ---- plain ----
+
+    def _plain(self, carried: Carried, workload: Workload, chosen: Route) -> None:
+        self._identify(carried, workload, chosen)
+        kit, pod = self._kit, self._pod
+        family = socket.AF_INET6 if ":" in chosen.next_hop.ip else socket.AF_INET
+        try:
+            far = new_tcp_socket(family, pod.netns_fd, pod.mark)
+        except OSError as error:
+            carried.ended(Ending(f"no socket for {chosen.next_hop}: {error.strerror}"))
+            return
+        kit.socket_options.apply(far)
+        join(kit, carried, far)
+
+    def _identify(self, carried: Carried, workload: Workload, chosen: Route) -> None:
+        carried.destination = chosen.next_hop
+        carried.actual = chosen.target
+        carried.identify(
+            edge(
+                Direction.OUTBOUND,
+                source=workload,
+                destination=chosen.workload,
+                service=chosen.service,
+                mutual_tls=chosen.kind is RouteKind.HBONE,
+            ),
+            chosen.why,
+        )
+
+
+def join(kit: Kit, carried: Carried, far: socket.socket) -> None:
+    """Connect `far` to the connection's actual destination and relay; owns `far`."""
+    target = carried.actual
+    assert target is not None
+
+    def connected(error: OSError | None) -> None:
+        near, carried.sock = carried.sock, None
+        if error is not None or near is None or carried.ended_already:
+            carried.sock = near
+            abort_on_close(far)
+            kit.loop.close(far)
+            if error is not None:
+                carried.ended(Ending(f"cannot connect to {target}: {error.strerror}"))
+            return
+        carried.carrier = Relay(kit.loop, kit.pipes, near, far, carried.ended)
+
+    kit.dialler.connect(far, target, connected)

@@ -1,0 +1,255 @@
+"""A pod as a worker knows it: its namespace, its listeners, and the three roles that serve them.
+
+Pods captured in the node's own namespace share listeners (`NodeListeners`): there the source address (outbound) or
+the destination address (inbound) of a connection names the pod.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from ztunnel.core.errors import PlatformError, UpstreamError
+from ztunnel.core.model.address import from_sockaddr
+from ztunnel.core.model.capture import CaptureMode
+from ztunnel.core.model.identity import Identity
+from ztunnel.core.model.workload import Workload
+from ztunnel.link.messages import PodAdded
+from ztunnel.linux.sockets import listen_tcp, new_tcp_socket, set_transparent
+from ztunnel.worker.engine.tcp import Listener, abort_on_close
+from ztunnel.worker.proxy.inbound import Inbound
+from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.outbound import Outbound
+from ztunnel.worker.proxy.passthrough import Passthrough
+
+WORKLOAD_WAIT = 5.0
+"""Seconds that a connection waits for the pod's own workload to become known (ztunnel.md 2.3)."""
+
+
+class Pod:
+    """Raises PlatformError when its listeners cannot be bound; then nothing is left behind but the descriptor."""
+
+    def __init__(self, kit: Kit, added: PodAdded, *, accepting: bool, shared: NodeListeners | None) -> None:
+        self.kit = kit
+        self.added = added
+        self.uid = added.uid
+        self.capture = added.capture
+        self.netns_fd = None if added.capture is CaptureMode.NODE else added.netns_fd
+        self.mark = kit.settings.packet_mark
+        self.ip = added.ips[0] if added.ips else ""
+        self.closed = False
+        self.original_source = self._may_preserve_source()
+        """Whether applications see their client's address."""
+        self._shared = shared
+        self._workload: Workload | None = None
+        self._revision = -1
+        self._listeners: list[Listener] = []
+        self._bound: list[tuple[socket.socket, Callable[[socket.socket, Any], None]]] = []
+        self.outbound = Outbound(kit, self)
+        self.inbound = Inbound(kit, self)
+        self.passthrough = Passthrough(kit, self)
+        if shared is None:
+            self._bind()
+        else:
+            shared.add(self)
+        if accepting:
+            self.accept()
+        self.kit.certificates.warm_up(self.identity())
+
+    def __repr__(self) -> str:
+        return f"<Pod {self.added.namespace}/{self.added.name}, {self.capture.value}>"
+
+    # ---- who it is ----
+
+    def workload(self) -> Workload | None:
+        """The mesh's view of this pod; looked up again only when the mesh has changed."""
+        store = self.kit.store
+        if self._revision != store.revision:
+            self._revision = store.revision
+            self._workload = store.workload_of(self.added.namespace, self.added.name, self.added.service_account)
+        return self._workload
+
+    def identity(self) -> Identity:
+        workload = self.workload()
+        if workload is not None:
+            return workload.identity
+        return Identity(self.kit.settings.trust_domain, self.added.namespace, self.added.service_account)
+
+    async def wait_for_workload(self) -> Workload:
+        """Raises UpstreamError when it stays unknown."""
+        workload = self.workload()
+        if workload is not None:
+            return workload
+        changed = trio.Event()
+        unsubscribe = self.kit.store.subscribe(lambda _slice: changed.set())
+        try:
+            with trio.move_on_after(WORKLOAD_WAIT):
+                while True:
+                    await changed.wait()
+                    changed = trio.Event()
+                    workload = self.workload()
+                    if workload is not None:
+                        return workload
+        finally:
+            unsubscribe()
+        raise UpstreamError(
+            f"workload {self.added.namespace}/{self.added.name} ({self.added.service_account}) is not known",
+            hint="`ztunnel show workloads` lists what is known; the names must be equal",
+        )
+
+    # ---- listeners ----
+
+    def _bind(self) -> None:
+        settings = self.kit.settings
+        roles = (
+            (settings.outbound_port, self.outbound.take),
+            (settings.inbound_plaintext_port, self.passthrough.take),
+            (settings.inbound_port, self.inbound.take),
+        )
+        try:
+            for port, take in roles:
+                self._bound.append((bind(self.kit, port, self.netns_fd, self.mark, self.capture), take))
+        except PlatformError:
+            for sock, _ in self._bound:
+                sock.close()
+            raise
+
+    def accept(self) -> None:
+        """Begin to take connections."""
+        for sock, take in self._bound:
+            self._listeners.append(Listener(self.kit.loop, sock, take))
+        self._bound.clear()
+
+    def _may_preserve_source(self) -> bool:
+        """Whether applications see their client's address (ENABLE_ORIG_SRC).
+
+        Answers to such an address come back to us only by the capture rules' marks, so without a mark the kernel
+        is not even asked. Raises PlatformError when it must be possible and is not.
+        """
+        wanted = self.kit.settings.enable_orig_src
+        if wanted is False or (wanted is None and self.mark is None):
+            return False
+        try:
+            with new_tcp_socket(socket.AF_INET, self.netns_fd, self.mark) as probe:
+                set_transparent(probe)
+        except PlatformError:
+            if wanted:
+                raise
+            return False
+        return True
+
+    def stop_accepting(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for sock, _ in self._bound:
+            sock.close()
+        self._bound.clear()
+        if self._shared is not None:
+            self._shared.discard(self)
+
+    def drain(self) -> None:
+        """No new connections; tunnels close as they fall empty."""
+        self.stop_accepting()
+        self.inbound.drain()
+        self.outbound.pool.drain()
+
+    def close(self, why: str) -> None:
+        """Everything at once."""
+        self.closed = True
+        self.stop_accepting()
+        for carried in self.kit.connections.of_pod(self):
+            carried.abort(why)
+        self.inbound.close(why)
+        self.outbound.pool.close(why)
+        if self.added.netns_fd is not None:
+            os.close(self.added.netns_fd)
+
+
+def bind(kit: Kit, port: int, netns: int | None, mark: int | None, capture: CaptureMode) -> socket.socket:
+    """A listener of a pod; transparent where connections keep their original destination as their own address."""
+    settings = kit.settings
+    return listen_tcp(
+        ip=None,
+        port=port,
+        netns=netns,
+        mark=mark,
+        transparent=capture in (CaptureMode.TPROXY, CaptureMode.NODE),
+        reuse_port=settings.inpod_port_reuse and not settings.dedicated,
+        backlog=LISTEN_BACKLOG,
+        ipv6=settings.ipv6_enabled,
+    )
+
+
+LISTEN_BACKLOG = 1024
+
+
+class NodeListeners:
+    """The listeners in the node's own namespace, shared by all pods that are captured there."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self._pods: dict[str, Pod] = {}
+        self._listeners: list[Listener] = []
+
+    def add(self, pod: Pod) -> None:
+        if not self._listeners:
+            self._open()
+        for ip in pod.added.ips:
+            self._pods[ip] = pod
+
+    def discard(self, pod: Pod) -> None:
+        for ip in pod.added.ips:
+            if self._pods.get(ip) is pod:
+                del self._pods[ip]
+        if not self._pods:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+
+    def _open(self) -> None:
+        settings = self._kit.settings
+        roles = (
+            (settings.outbound_port, self._take_outbound),
+            (settings.inbound_plaintext_port, self._take_plain),
+            (settings.inbound_port, self._take_inbound),
+        )
+        bound: list[tuple[socket.socket, Callable[[socket.socket, Any], None]]] = []
+        try:
+            for port, take in roles:
+                bound.append((bind(self._kit, port, None, settings.packet_mark, CaptureMode.NODE), take))
+        except PlatformError:
+            for sock, _ in bound:
+                sock.close()
+            raise
+        self._listeners = [Listener(self._kit.loop, sock, take) for sock, take in bound]
+
+    def _take_outbound(self, sock: socket.socket, peer: Any) -> None:
+        pod = self._pods.get(from_sockaddr(peer).ip)
+        if pod is None:
+            self._stranger(sock)
+        else:
+            pod.outbound.take(sock, peer)
+
+    def _take_plain(self, sock: socket.socket, peer: Any) -> None:
+        pod = self._pods.get(from_sockaddr(sock.getsockname()).ip)
+        if pod is None:
+            self._stranger(sock)
+        else:
+            pod.passthrough.take(sock, peer)
+
+    def _take_inbound(self, sock: socket.socket, peer: Any) -> None:
+        pod = self._pods.get(from_sockaddr(sock.getsockname()).ip)
+        if pod is None:
+            self._stranger(sock)
+        else:
+            pod.inbound.take(sock, peer)
+
+    def _stranger(self, sock: socket.socket) -> None:
+        """Of no pod that is enrolled: it should not have been captured."""
+        abort_on_close(sock)
+        self._kit.loop.close(sock)
