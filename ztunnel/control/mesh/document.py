@@ -194,6 +194,9 @@ def read(text: str, name: str) -> tuple[Document, Cursor | None]:
     except yaml.YAMLError as error:
         document.note(1, "", f"not YAML: {' '.join(str(error).split())}")
         return document, None
+    except UnicodeEncodeError:
+        document.note(1, "", "not YAML: a character that is no Unicode text")
+        return document, None
     except RecursionError:
         document.note(1, "", "not a mesh: nested too deeply")
         return document, None

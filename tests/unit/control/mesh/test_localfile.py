@@ -1,8 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ztunnel.control.mesh.localfile import Pod, parse
+from ztunnel.control.mesh.localfile import Mesh, Pod, parse
 from ztunnel.core.errors import ConfigError
 from ztunnel.core.model.address import NamespacedHostname, NetworkAddress
 from ztunnel.core.model.identity import Identity
@@ -19,6 +22,7 @@ from ztunnel.core.model.workload import (
 )
 from ztunnel.link.messages import CaptureMode
 
+DOCS = Path(__file__).parents[4] / "docs" / "mesh-file.md"
 FULL = Path(__file__).parents[3] / "golden" / "mesh" / "full.yaml"
 
 WORKLOAD = "workloads:\n- {name: a, namespace: n, workloadIps: [10.0.0.1]%s}\n"
@@ -328,3 +332,56 @@ def test_a_file_with_nothing_in_it_is_refused_and_an_empty_mesh_is_not():
 
 def test_no_yaml_is_one_problem():
     assert problems("workloads: [\n")[0].startswith("mesh.yaml:2: not YAML: ")
+
+
+def test_the_example_of_the_documentation_is_a_mesh():
+    [example] = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    mesh = parse(example, "example")
+    assert [pod.name for pod in mesh.pods] == ["client"]
+    assert mesh.workloads[1].services == {"default/echo.default.svc": {80: 8080}}
+
+
+WORDS = [
+    "workloads",
+    "services",
+    "policies",
+    "pods",
+    "name",
+    "rules",
+    "principals",
+    "ports",
+    "!Exact",
+    "80",
+    "x",
+    "&a",
+    "*a",
+]
+PIECES = st.sampled_from([*WORDS, *":{}[],?!~'|#", '"', ": ", "- ", " ", "\n", "\n  "])
+
+
+def outcome(text):
+    """The mesh, or the problems."""
+    try:
+        return parse(text, "m")
+    except ConfigError as error:
+        return error.problems
+
+
+def is_mesh_or_problems(result):
+    return isinstance(result, Mesh) or (result and all(re.match(r"m:\d+: ", problem) for problem in result))
+
+
+@given(st.lists(PIECES, max_size=40).map("".join) | st.text(st.characters(codec=None), max_size=60))
+def test_any_text_is_a_mesh_or_a_list_of_problems_with_lines(text):
+    assert is_mesh_or_problems(outcome(text))
+
+
+@given(st.data())
+def test_a_mesh_with_any_one_line_missing_is_a_mesh_or_a_list_of_problems(data):
+    lines = FULL.read_text().splitlines(keepends=True)
+    gone = data.draw(st.integers(0, len(lines) - 1))
+    assert is_mesh_or_problems(outcome("".join(lines[:gone] + lines[gone + 1 :])))
+
+
+def test_text_that_no_encoding_has_is_one_problem():
+    assert outcome("workloads: \udc80") == ("m:1: not YAML: a character that is no Unicode text",)
