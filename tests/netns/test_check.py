@@ -1,0 +1,40 @@
+"""`ztunnel check` against the real kernel and tools: it proves what works and leaves nothing."""
+
+from __future__ import annotations
+
+import pytest
+from netns_builder import Topology
+
+from ztunnel.cli.check import capture_findings, netns_findings, port_findings
+from ztunnel.core.model.capture import CaptureMode
+from ztunnel.linux.redirect.apply import apply, present
+from ztunnel.linux.redirect.model import CaptureSpec
+from ztunnel.linux.sockets import listen_tcp
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_the_rules_of_every_mode_are_tried_on_this_kernel_and_not_here() -> None:
+    before = present()
+    findings = list(capture_findings())
+    assert [finding.text.split()[0] for finding in findings] == ["redirect", "tproxy", "node"]
+    assert all(finding.ok for finding in findings), findings
+    assert present() == before
+
+
+def test_a_pod_without_rules_is_told_how_to_get_them(topology: Topology) -> None:
+    pod = topology.pod("pod", "10.0.1.2")
+    path = f"/proc/self/fd/{pod.fd}"
+    opened, rules = netns_findings(path)
+    assert opened.ok
+    assert (rules.ok, rules.fix) == (False, f"ztunnel redirect apply --netns {path}")
+    apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
+    assert all(finding.ok for finding in netns_findings(path))
+
+
+def test_the_capture_ports_are_looked_for_in_the_pod(topology: Topology) -> None:
+    pod = topology.pod("pod", "10.0.1.2")
+    path = f"/proc/self/fd/{pod.fd}"
+    with listen_tcp(ip=None, port=15008, netns=pod.fd):
+        taken = [finding.text for finding in port_findings(path) if f"in {path}" in finding.text and not finding.ok]
+    assert [text.split()[0] for text in taken] == ["15008"]
+    assert all(finding.ok for finding in port_findings(path) if f"in {path}" in finding.text)
