@@ -32,6 +32,7 @@ from ztunnel.core.decide import renew
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.identity import Identity
 from ztunnel.link.messages import CertificateFailed, CertificateForgotten, CertificateIssued, Priority
+from ztunnel.runtime.backoff import Backoff
 
 MAX_CONCURRENT = 8
 """Requests to the CA at once (ztunnel's limit)."""
@@ -50,12 +51,12 @@ log = logging.getLogger("ztunnel.control.identity")
 class _Entry:
     """What is known of one identity."""
 
-    def __init__(self, identity: Identity, rank: int) -> None:
+    def __init__(self, identity: Identity, rank: int, backoff: Backoff) -> None:
         self.identity = identity
         self.rank = rank
         self.certificate: IssuedCertificate | None = None
         self.error = ""
-        self.failures = 0
+        self.backoff = backoff
         self.attempted = 0.0
         self.busy = True
         """Fetching or about to: an answer will follow."""
@@ -73,7 +74,7 @@ class _Entry:
 class CertificateManager:
     """`run` it in a nursery; `want` and `forget` return at once, answers go to `send`, which must not block.
 
-    `clock` gives seconds since the epoch, `spread` random numbers in [0, 1).
+    `clock` gives seconds since the epoch, `jitter` random numbers in [0, 1).
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class CertificateManager:
         send: Callable[[CertificateMessage], None],
         *,
         clock: Callable[[], float] = time.time,
-        spread: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._source = source
         self._send = send
         self._clock = clock
-        self._spread = spread
+        self._jitter = jitter
         self._entries: dict[Identity, _Entry] = {}
         self._slots = PrioritySlots(MAX_CONCURRENT)
         self._nursery: trio.Nursery | None = None
@@ -111,7 +112,8 @@ class CertificateManager:
         """
         entry = self._entries.get(identity)
         if entry is None:
-            entry = self._entries[identity] = _Entry(identity, priority.value)
+            backoff = Backoff(renew.FIRST_RETRY, renew.LAST_RETRY, self._jitter)
+            entry = self._entries[identity] = _Entry(identity, priority.value, backoff)
             if self._nursery is not None:
                 self._nursery.start_soon(self._keep, entry)
             return
@@ -165,7 +167,8 @@ class CertificateManager:
             self._issued(entry, issued)
 
     def _issued(self, entry: _Entry, issued: IssuedCertificate) -> None:
-        entry.certificate, entry.error, entry.failures = issued, "", 0
+        entry.certificate, entry.error = issued, ""
+        entry.backoff.reset()
         renewal = renew.after_success(not_before=issued.not_before, not_after=issued.not_after, now=self._clock())
         entry.due = renewal.at
         log.info(
@@ -179,11 +182,9 @@ class CertificateManager:
     def _failed(self, entry: _Entry, why: str) -> None:
         now = self._clock()
         entry.error = why
-        entry.failures += 1
         certificate = entry.valid(now)
         renewal = renew.after_failure(
-            failures=entry.failures,
-            spread=self._spread(),
+            delay=entry.backoff.next(),
             now=now,
             expires=None if certificate is None else certificate.not_after,
         )

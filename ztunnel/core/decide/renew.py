@@ -1,8 +1,8 @@
-"""When a certificate is due: half life after success, growing delays after failure.
+"""When a certificate is due: at half life after success, after growing delays after failure.
 
-Pure: the clock and the randomness come as arguments. Numbers are ztunnel's (istio/ztunnel src/identity/manager.rs):
-refresh at half of the lifetime, retry after 1 s doubling to 150 s, spread by 20 %, and once more at the moment when
-the previous certificate ends.
+Pure: the clock and the delays come as arguments. Numbers are ztunnel's (istio/ztunnel src/identity/manager.rs):
+refresh at half of the lifetime, retry after 1 s doubling to 150 s, and once more at the moment when the previous
+certificate ends.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ FIRST_RETRY = 1.0
 """Seconds; also the shortest time between two attempts for one identity."""
 LAST_RETRY = 150.0
 """Seconds."""
-SPREAD = 0.2
-"""Share of a delay by which it may be shorter or longer, so that many agents do not retry in step."""
 
 
 class Renewal(NamedTuple):
@@ -36,15 +34,14 @@ def after_success(*, not_before: float, not_after: float, now: float) -> Renewal
     return Renewal(now + max((not_after - now) / 2, FIRST_RETRY), "half of its remaining lifetime is over")
 
 
-def after_failure(*, failures: int, spread: float, now: float, expires: float | None) -> Renewal:
-    """The next try after the `failures`th failure in a row (1 or more).
+def after_failure(*, delay: float, now: float, expires: float | None) -> Renewal:
+    """The next try after a failure: `delay` seconds later, but not after the end of the certificate still in use.
 
-    `spread` is random in [0, 1). `expires` is the end of the certificate still in use, None without one.
+    `expires` is that end, None without such a certificate.
     """
-    delay = min(FIRST_RETRY * 2 ** min(failures - 1, 16), LAST_RETRY) * (1 - SPREAD + 2 * SPREAD * spread)
     if expires is not None and now < expires < now + delay:
         return Renewal(expires, "the previous certificate ends")
-    return Renewal(now + delay, f"retry after {failures} failure{'s' if failures > 1 else ''} in a row")
+    return Renewal(now + delay, "the last attempt failed")
 
 
 def urgent(*, attempted: float, now: float) -> Renewal:

@@ -63,7 +63,7 @@ class Bench:
     def __init__(self) -> None:
         self.source = FakeSource()
         self.sent: list[tuple[float, CertificateMessage]] = []
-        self.manager = CertificateManager(self.source, self._send, clock=clock, spread=lambda: 0.5)
+        self.manager = CertificateManager(self.source, self._send, clock=clock, jitter=lambda: 0.0)
 
     def _send(self, message: CertificateMessage) -> None:
         self.sent.append((trio.current_time(), message))
@@ -336,7 +336,7 @@ async def test_a_clock_that_jumps_ahead_is_noticed_within_a_minute(autojump_cloc
     """A machine that slept for 13 hours: trio's timers did not run meanwhile, the clock on the wall did."""
     bench = Bench()
     asleep = 0.0
-    bench.manager = CertificateManager(bench.source, bench._send, clock=lambda: clock() + asleep, spread=lambda: 0.5)
+    bench.manager = CertificateManager(bench.source, bench._send, clock=lambda: clock() + asleep, jitter=lambda: 0.0)
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.manager.run)
         await bench.want(WEB)

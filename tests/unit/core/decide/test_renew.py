@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,25 +28,17 @@ def test_a_refresh_is_always_later_than_now(not_before: float, lifetime: float, 
     assert due.why
 
 
-@pytest.mark.parametrize(
-    ("failures", "delay"), [(1, 1), (2, 2), (3, 4), (8, 128), (9, 150), (10, 150), (1_000_000, 150)]
-)
-def test_retries_double_up_to_150_seconds(failures: int, delay: float) -> None:
-    assert renew.after_failure(failures=failures, spread=0.5, now=50, expires=None).at == pytest.approx(50 + delay)
-
-
-def test_retries_are_spread_by_a_fifth() -> None:
-    assert renew.after_failure(failures=3, spread=0, now=0, expires=None).at == pytest.approx(3.2)
-    assert renew.after_failure(failures=3, spread=0.9999, now=0, expires=None).at == pytest.approx(4.8, abs=0.001)
+def test_a_retry_comes_after_the_delay() -> None:
+    assert renew.after_failure(delay=16, now=50, expires=None).at == 66
 
 
 def test_a_retry_is_not_later_than_the_end_of_the_certificate_in_use() -> None:
-    assert renew.after_failure(failures=9, spread=0.5, now=0, expires=20).at == 20
-    assert renew.after_failure(failures=1, spread=0.5, now=0, expires=20).at == 1
+    assert renew.after_failure(delay=150, now=0, expires=20).at == 20
+    assert renew.after_failure(delay=1, now=0, expires=20).at == 1
 
 
 def test_a_certificate_that_has_ended_does_not_hurry_the_retry() -> None:
-    assert renew.after_failure(failures=9, spread=0.5, now=100, expires=20).at == 250
+    assert renew.after_failure(delay=150, now=100, expires=20).at == 250
 
 
 def test_an_urgent_request_is_tried_at_once_but_not_twice_in_a_second() -> None:
