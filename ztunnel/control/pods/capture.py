@@ -1,0 +1,95 @@
+"""Capture of pods by rules of the kernel: from settings and a pod to a CaptureSpec, in worker threads.
+
+REDIRECT and TPROXY live in each pod's namespace, one spec a pod. NODE lives in the agent's own namespace, one spec
+for all pods of that mode, which is applied anew whenever one comes or goes. NONE installs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from ztunnel.config.settings import ISTIO_MARK, CaptureBackend, Settings
+from ztunnel.control.pods.pod import PodSpec
+from ztunnel.core.model.capture import CaptureMode
+from ztunnel.linux.redirect.apply import apply, remove
+from ztunnel.linux.redirect.model import Backend, CaptureSpec
+from ztunnel.linux.redirect.tools import has
+
+CONCURRENT = 2
+"""Namespaces that are worked on at once; the tools of iptables share one lock of the machine."""
+
+log = logging.getLogger("ztunnel.control.pods")
+
+
+class RuleCapture:
+    """What the pod manager needs, by `ztunnel.linux.redirect`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._limit = trio.CapacityLimiter(CONCURRENT)
+        self._node_pods: dict[str, PodSpec] = {}
+        self._node_lock = trio.Lock()
+
+    async def install(self, pod: PodSpec, netns: int | None) -> None:
+        if pod.capture is CaptureMode.NONE:
+            return
+        if pod.capture is CaptureMode.NODE:
+            async with self._node_lock:
+                self._node_pods[pod.uid] = pod
+                await self._apply_node()
+            return
+        await self._apply(self.spec(pod.capture), netns)
+
+    async def remove(self, pod: PodSpec, netns: int | None) -> None:
+        if pod.capture is CaptureMode.NONE:
+            return
+        if pod.capture is CaptureMode.NODE:
+            async with self._node_lock:
+                if self._node_pods.pop(pod.uid, None) is not None:
+                    await self._apply_node()
+            return
+        await self._remove(netns)
+
+    def spec(self, mode: CaptureMode, pods: tuple[PodSpec, ...] = ()) -> CaptureSpec:
+        """What the settings say; `pods` are those of NODE mode."""
+        settings = self._settings
+        return CaptureSpec(
+            mode=mode,
+            ipv6=settings.ipv6_enabled,
+            mark=settings.packet_mark or ISTIO_MARK,
+            mark_mask=0xFFF if (settings.packet_mark or ISTIO_MARK) <= 0xFFF else 0xFFFFFFFF,
+            pod_interfaces=tuple(pod.interface for pod in pods),
+            pod_ips=tuple(ip for pod in pods for ip in pod.ips),
+            exclude_outbound_ports=settings.exclude_outbound_ports,
+            exclude_inbound_ports=settings.exclude_inbound_ports,
+            exclude_outbound_cidrs=settings.exclude_outbound_cidrs,
+            exclude_inbound_cidrs=settings.exclude_inbound_cidrs,
+        )
+
+    async def _apply_node(self) -> None:
+        if self._node_pods:
+            await self._apply(self.spec(CaptureMode.NODE, tuple(self._node_pods.values())), None)
+        else:
+            await self._remove(None)
+
+    async def _apply(self, spec: CaptureSpec, netns: int | None) -> None:
+        for change in await trio.to_thread.run_sync(self._apply_now, spec, netns, limiter=self._limit):
+            log.debug("capture: %s", change)
+
+    def _apply_now(self, spec: CaptureSpec, netns: int | None) -> list[str]:
+        return apply(spec, netns, backend_of(self._settings.capture_backend))
+
+    async def _remove(self, netns: int | None) -> None:
+        for change in await trio.to_thread.run_sync(remove, netns, limiter=self._limit):
+            log.debug("capture: %s", change)
+
+
+def backend_of(setting: CaptureBackend) -> Backend | None:
+    """None leaves the choice to `apply`; `iptables` is whichever flavour is installed."""
+    if setting == "auto":
+        return None
+    if setting == "iptables":
+        return Backend.IPTABLES_NFT if has(Backend.IPTABLES_NFT) else Backend.IPTABLES_LEGACY
+    return Backend(setting)
