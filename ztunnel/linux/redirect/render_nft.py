@@ -161,7 +161,8 @@ def _action(rule: Rule, prefix: str) -> str:
         case Redirect(port):
             return f"redirect to :{port}"
         case Tproxy(port, mark):
-            return f"tproxy to :{port} meta mark set meta mark {_assign(mark)} accept"
+            family = {0: "", 4: "ip ", 6: "ip6 "}[rule.match.family]
+            return f"tproxy {family}to :{port} meta mark set meta mark {_assign(mark)} accept"
         case SetMark(mark):
             return f"meta mark set meta mark {_assign(mark)}"
         case SetConnmark(mark):

@@ -8,7 +8,8 @@ sends these to table 100, where every address is local.
 REDIRECT (in the pod): Istio's rules, in Istio's order (cni/pkg/iptables; reference: istio.md 1.2).
 TPROXY (in the pod): a packet that the application sends gets the connection mark in OUTPUT, is thereby routed to lo and
 meets the agent's transparent listener in PREROUTING; arriving packets meet theirs there too. "From the side that
-opened" keeps answers out; a packet that came over lo keeps its mark and its route.
+opened" keeps answers out; a packet that came over lo keeps its mark and its route. The agent's own packets leave
+OUTPUT first, else the connection's mark would replace theirs and PREROUTING would take them for the application's.
 NODE (in the node): packets that enter from an enrolled pod's link meet the outbound listener, packets addressed to an
 enrolled pod the inbound ones. The agent's own connections to and from pods get the connection mark in OUTPUT.
 """
@@ -94,9 +95,10 @@ def _redirect(spec: CaptureSpec, families: tuple[int, ...]) -> list[Table]:
 def _tproxy(spec: CaptureSpec, families: tuple[int, ...]) -> list[Table]:
     not_own = f"!{spec.own}"
     to_outbound = Tproxy(spec.outbound_port, CONNECTION_MARK)
+    looped = {"in_interface": "lo", "protocol": "tcp", "mark": CONNECTION_MARK, "direction": "original"}
     mangle = [
         _mark_connection(spec, Chain.PREROUTING),
-        _pre(to_outbound, in_interface="lo", protocol="tcp", mark=CONNECTION_MARK, direction="original"),
+        *(_pre(to_outbound, destination=f"!{_LOOPBACK[family]}", **looped) for family in families),
         *(
             _pre(to_outbound, in_interface=name, protocol="tcp", direction="original")
             for name in spec.virtual_interfaces
@@ -116,6 +118,7 @@ def _tproxy(spec: CaptureSpec, families: tuple[int, ...]) -> list[Table]:
             )
         )
     mangle += [
+        _out(Return(), mark=spec.own),
         _restore_mark(),
         _out(Return(), mark=CONNECTION_MARK),
         _out(Return(), direction="reply"),
