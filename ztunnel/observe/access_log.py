@@ -1,7 +1,7 @@
-"""One access-log line per connection, with ztunnel's field names and order (reference 11.4); pure rendering.
+"""One access-log line per connection, with ztunnel's field names and order (reference 11.4).
 
 `why`, the reason of the decision, is ours and comes last, so that ztunnel's fields keep their places.
-This module must not know how lines are written or which are wanted.
+`render` is pure; `write` gives its line to the logger, and costs next to nothing where the line is not wanted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ TARGET = "access"
 """The logger's name, as operators filter it (`error,access=info`)."""
 
 
+_log = logging.getLogger(TARGET)
+
+
 class AccessLine(NamedTuple):
     """`logger.log(level, message, extra={"fields": fields})` is the whole of writing it."""
 
@@ -25,10 +28,17 @@ class AccessLine(NamedTuple):
     fields: Mapping[str, object]
 
 
+def write(flow: Flow, edge: Edge | None) -> None:
+    """Log the connection, if lines of its level are wanted."""
+    if _log.isEnabledFor(_level(flow, edge)):
+        level, message, fields = render(flow, edge)
+        _log.log(level, message, extra={"fields": fields})
+
+
 def render(flow: Flow, edge: Edge | None) -> AccessLine:
     """The line of a finished connection; `edge` is None for one refused before its parties were known."""
     if edge is None:
-        return AccessLine(logging.WARNING, "connection failed", _early_deny(flow))
+        return AccessLine(_level(flow, edge), "connection failed", _early_deny(flow))
     fields: dict[str, object] = {"src.addr": flow.source}
     _add_party(fields, "src", edge.source, edge.mutual_tls)
     if flow.destination is not None:
@@ -43,7 +53,13 @@ def render(flow: Flow, edge: Edge | None) -> AccessLine:
     fields["bytes_recv"] = flow.bytes_received
     fields["duration"] = f"{int(flow.duration * 1000)}ms"
     _add_outcome(fields, flow)
-    return AccessLine(logging.ERROR if flow.error else logging.INFO, "connection complete", fields)
+    return AccessLine(_level(flow, edge), "connection complete", fields)
+
+
+def _level(flow: Flow, edge: Edge | None) -> int:
+    if edge is None:
+        return logging.WARNING
+    return logging.ERROR if flow.error else logging.INFO
 
 
 def _early_deny(flow: Flow) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.connection import Direction
 from ztunnel.core.model.flow import Edge, Flow, Party
-from ztunnel.observe.access_log import TARGET, render
+from ztunnel.observe.access_log import TARGET, render, write
 from ztunnel.observe.log_format import LogFormat, formatter
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -126,3 +126,13 @@ def test_identities_are_shown_only_when_mutual_tls_proved_them() -> None:
     unproven = Edge(direction=Direction.OUTBOUND, source=CLIENT, destination=SERVER)
     fields = render(flow(Direction.OUTBOUND, HBONE), unproven).fields
     assert not any(name.endswith(".identity") for name in fields)
+
+
+def test_written_lines_are_those_rendered_of_the_wanted_levels(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, TARGET)
+    for case in CASES:
+        write(*case)
+    wanted = [render(*case) for case in CASES if render(*case).level >= logging.WARNING]
+    assert [
+        (record.name, record.levelno, record.getMessage(), vars(record)["fields"]) for record in caplog.records
+    ] == [(TARGET, *line) for line in wanted]

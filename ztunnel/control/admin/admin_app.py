@@ -7,7 +7,7 @@ not wait for it.
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,7 @@ from ztunnel.control.admin.guard import LocalOnly
 from ztunnel.control.admin.replies import build
 from ztunnel.control.admin.source import AdminSource
 from ztunnel.control.admin.tasks import render_tasks
+from ztunnel.core.model.workload import Workload
 
 PIECE = 64
 """Entries of a list that are rendered without a pause: about 1 ms."""
@@ -107,7 +108,7 @@ async def _sections(source: AdminSource) -> list[tuple[str, Any]]:
     mesh = await source.mesh()
     static = await source.static()
     connections = await source.connections()
-    endpoints = dump.endpoints_of(mesh.workloads)
+    endpoints = await _endpoints(mesh.workloads)
     return [
         ("workloads", dump.workloads(mesh)),
         ("services", dump.services(mesh, endpoints)),
@@ -126,6 +127,14 @@ async def _sections(source: AdminSource) -> list[tuple[str, Any]]:
         ("certificates", list(source.certificates())),
         ("workloadState", dump.workload_state(source.pods(), connections)),
     ]
+
+
+async def _endpoints(workloads: Sequence[Workload]) -> dump.Endpoints:
+    found: dump.Found = {}
+    for start in range(0, len(workloads), PIECE):
+        dump.add_endpoints(found, workloads[start : start + PIECE])
+        await trio.lowlevel.checkpoint()
+    return found
 
 
 def _version(source: AdminSource) -> dict[str, str]:

@@ -16,8 +16,9 @@ from ztunnel.core.model.service import IpFamilies, LoadBalancer, Service
 from ztunnel.core.model.workload import GatewayAddress, Locality, Workload
 from ztunnel.link.messages import OpenConnection
 
+Found = dict[str, dict[str, dict[str, Any]]]
 Endpoints = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""`namespace/hostname` of a service to {workload uid: endpoint}."""
+"""`namespace/hostname` of a service to {workload uid: endpoint}; `Found` while it is being made."""
 
 
 def workloads(mesh: MeshView) -> Iterator[dict[str, Any]]:
@@ -43,12 +44,17 @@ def staged(mesh: MeshView, endpoints: Endpoints) -> dict[str, Any]:
 
 def endpoints_of(workloads: Iterable[Workload]) -> Endpoints:
     """What workloads say of the services they back, by service."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    found: Found = {}
+    add_endpoints(found, workloads)
+    return found
+
+
+def add_endpoints(found: Found, workloads: Iterable[Workload]) -> None:
+    """As `endpoints_of`, for those who go through the workloads in pieces."""
     for workload in workloads:
         for key, ports in workload.services.items():
             entry = {"workloadUid": workload.uid, "port": _ports(ports), "status": workload.status.value}
             found.setdefault(key, {})[workload.uid] = entry
-    return found
 
 
 def workload_entry(workload: Workload) -> dict[str, Any]:
