@@ -15,7 +15,7 @@ import trio
 
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
-from ztunnel.core.model.flow import Edge, Flow
+from ztunnel.core.model.flow import Flow
 from ztunnel.link.messages import Counters, OpenConnection
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.relay import Relay
@@ -78,11 +78,11 @@ class Carried:
 
     # ---- life ----
 
-    def identify(self, edge: Edge, why: str) -> None:
+    def identify(self, edge: int, why: str) -> None:
         """Who talks to whom is known now: from here on it counts as opened."""
-        self.edge = self.kit.ledger.number(edge)
+        self.edge = edge
         self.why = why
-        self.kit.ledger.opened(self.edge)
+        self.kit.ledger.opened(edge)
 
     def deliver_to(self, delivery: Delivery) -> None:
         self.actual = delivery.target

@@ -10,7 +10,6 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide import inbound, rbac
-from ztunnel.core.decide.edges import edge
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
@@ -24,6 +23,7 @@ from ztunnel.worker.engine.tcp import abort_on_close
 from ztunnel.worker.engine.tls import Verify
 from ztunnel.worker.proxy.certificates import Credentials
 from ztunnel.worker.proxy.connections import Carried
+from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.upstream import upstream_socket
 
@@ -43,6 +43,7 @@ class Inbound:
         self.pod = pod
         self.tunnels: set[Peer] = set()
         self._answer: tuple[Workload, bytes] | None = None
+        self.edges = EdgeNumbers(kit)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A peer's connection was accepted; owns the socket."""
@@ -72,7 +73,6 @@ class Inbound:
         kit = self.kit
         try:
             local = from_sockaddr(sock.getsockname())
-            kit.socket_options.apply(sock)
             session = credentials.server.session(kit.loop.scratch, same_trust_domain(credentials.issued.identity))
         except (OSError, ZtunnelError) as error:
             kit.loop.close(sock)
@@ -189,7 +189,7 @@ class Peer:
         authorized = Connection(self.identity, self.source, decision.target)
         carried.authorized = authorized
         carried.identify(
-            edge(
+            self.role.edges.number(
                 Direction.INBOUND,
                 source=kit.store.workload_at(kit.settings.network, self.source.ip),
                 destination=own,

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from ztunnel.core.decide.edges import edge
 from ztunnel.core.decide.outbound import route
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.address import from_sockaddr
@@ -25,6 +24,7 @@ from ztunnel.worker.engine.relay import Relay
 from ztunnel.worker.engine.tcp import abort_on_close
 from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.dial import PoolKey
+from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.original import original_destination
 from ztunnel.worker.proxy.pool import Pool
@@ -48,12 +48,12 @@ class Outbound:
         self.pool = Pool(kit, pod.netns_fd, pod.mark)
         self._blocks: dict[tuple[str, str], bytes] = {}
         self._blocks_of: Workload | None = None
+        self._edges = EdgeNumbers(kit)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
         kit, pod = self._kit, self._pod
         source = from_sockaddr(peer)
-        kit.socket_options.apply(sock)
         carried = Carried(kit, pod, Direction.OUTBOUND, source, sock)
         carried.original = original_destination(sock, pod.capture)
         if carried.original is None:
@@ -176,7 +176,7 @@ class Outbound:
         carried.destination = chosen.next_hop
         carried.actual = chosen.target
         carried.identify(
-            edge(
+            self._edges.number(
                 Direction.OUTBOUND,
                 source=workload,
                 destination=chosen.workload,

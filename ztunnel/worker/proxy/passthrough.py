@@ -6,13 +6,13 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide import inbound, rbac
-from ztunnel.core.decide.edges import edge
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.address import from_sockaddr
 from ztunnel.core.model.connection import Connection, Direction, Refusal
 from ztunnel.core.model.workload import Workload
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.proxy.connections import Carried
+from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.original import original_destination
 from ztunnel.worker.proxy.outbound import join
@@ -28,11 +28,11 @@ class Passthrough:
     def __init__(self, kit: Kit, pod: Pod) -> None:
         self._kit = kit
         self._pod = pod
+        self._edges = EdgeNumbers(kit)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
         kit, pod = self._kit, self._pod
-        kit.socket_options.apply(sock)
         carried = Carried(kit, pod, Direction.INBOUND, from_sockaddr(peer), sock)
         carried.destination = carried.original = original_destination(sock, pod.capture)
         if carried.original is None:
@@ -65,7 +65,7 @@ class Passthrough:
         carried.actual = delivery.target
         carried.authorized = Connection(None, carried.source, delivery.target)
         carried.identify(
-            edge(
+            self._edges.number(
                 Direction.INBOUND,
                 source=kit.store.workload_at(kit.settings.network, carried.source.ip),
                 destination=own,

@@ -173,7 +173,7 @@ class Pod:
 def bind(kit: Kit, port: int, netns: int | None, mark: int | None, capture: CaptureMode) -> socket.socket:
     """A listener of a pod; transparent where connections keep their original destination as their own address."""
     settings = kit.settings
-    return listen_tcp(
+    sock = listen_tcp(
         ip=None,
         port=port,
         netns=netns,
@@ -183,6 +183,8 @@ def bind(kit: Kit, port: int, netns: int | None, mark: int | None, capture: Capt
         backlog=LISTEN_BACKLOG,
         ipv6=settings.ipv6_enabled,
     )
+    kit.socket_options.apply(sock)  # accepted sockets inherit them, which saves six calls per connection
+    return sock
 
 
 LISTEN_BACKLOG = 1024
