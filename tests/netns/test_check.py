@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from netns_builder import Topology
+from netns_builder import Acceptor, Topology
 
 from ztunnel.cli.check import capture_findings, netns_findings, port_findings
-from ztunnel.core.model.capture import CaptureMode
+from ztunnel.core.model.capture import PROBE_BANNER, CaptureMode
 from ztunnel.linux.redirect.apply import apply, present
 from ztunnel.linux.redirect.model import CaptureSpec
 from ztunnel.linux.sockets import listen_tcp
@@ -22,13 +22,28 @@ def test_the_rules_of_every_mode_are_tried_on_this_kernel_and_not_here() -> None
 
 
 def test_a_pod_without_rules_is_told_how_to_get_them(topology: Topology) -> None:
-    pod = topology.pod("pod", "10.0.1.2")
-    path = f"/proc/self/fd/{pod.fd}"
+    path = f"/proc/self/fd/{topology.pod('pod', '10.0.1.2').fd}"
     opened, rules = netns_findings(path)
     assert opened.ok
     assert (rules.ok, rules.fix) == (False, f"ztunnel redirect apply --netns {path}")
+
+
+def test_a_probe_in_each_family_tells_whether_the_agent_takes_the_pods_connections(topology: Topology) -> None:
+    pod = topology.pod("pod", "10.0.1.2", "fd00:1::2")
+    path = f"/proc/self/fd/{pod.fd}"
     apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
-    assert all(finding.ok for finding in netns_findings(path))
+    _, _, *probes = netns_findings(path)
+    assert [probe.text.split()[0] for probe in probes] == ["IPv4", "IPv6"]
+    assert all("redirect verify" in probe.fix for probe in probes)
+    with Acceptor(pod, None, 15001, banner=PROBE_BANNER):
+        assert all(finding.ok for finding in netns_findings(path))
+
+
+def test_a_family_without_a_route_is_not_probed(topology: Topology) -> None:
+    pod = topology.pod("pod", "10.0.1.2")
+    apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
+    _, _, *probes = netns_findings(f"/proc/self/fd/{pod.fd}")
+    assert [probe.text.split()[0] for probe in probes] == ["IPv4"]
 
 
 def test_the_capture_ports_are_looked_for_in_the_pod(topology: Topology) -> None:

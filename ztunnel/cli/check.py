@@ -7,9 +7,9 @@ are tried in network namespaces that exist only for that.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,14 @@ from ztunnel.cli.agent import DEFAULT_ADMIN, DEFAULT_READINESS, ask
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.linux.netns import bring_up_loopback, create_netns, in_netns, open_netns
+from ztunnel.linux.probe import probe_capture
 from ztunnel.linux.redirect import apply as rules
 from ztunnel.linux.redirect.model import Backend, CaptureSpec
-from ztunnel.linux.sockets import has_ipv6, listen_tcp
+from ztunnel.linux.rights import Kernel, Rights, kernel, rights
+from ztunnel.linux.sockets import listen_tcp
 
 OLDEST_KERNEL = (4, 19)
 """nft's tproxy expression is of Linux 4.19; everything else is older."""
-CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}
-"""Numbers of linux/capability.h: rules, marks and transparent sockets; iptables; entering pods' namespaces."""
 TOOLS = {"nft": "nftables", "iptables": "iptables", "ip": "iproute2"}
 AGENT_PORTS = {15000: "admin", 15020: "metrics", 15021: "readiness"}
 CAPTURE_PORTS = {15001: "outbound", 15006: "inbound plain text", 15008: "HBONE"}
@@ -55,24 +55,30 @@ MACHINE_GROUPS = ("kernel", "rights", "user namespaces", "tools", "capture")
 """What fails here is the machine's business (exit code 2), the rest is the agent's (1)."""
 
 
-def kernel_findings(release: str, ipv6: bool) -> Iterator[Finding]:
-    """`release` as uname gives it."""
-    found = re.match(r"(\d+)\.(\d+)", release)
+def kernel_findings(kernel: Kernel) -> Iterator[Finding]:
+    found = re.match(r"(\d+)\.(\d+)", kernel.release)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     oldest = ".".join(map(str, OLDEST_KERNEL))
-    fix = "" if version >= OLDEST_KERNEL else f"use a kernel from {oldest} on"
-    yield Finding("kernel", f"Linux {release}", fix)
-    yield Finding("kernel", "IPv6 is on" if ipv6 else "IPv6 is off: only IPv4 is captured")
+    yield Finding(
+        "kernel", f"Linux {kernel.release}", "" if version >= OLDEST_KERNEL else f"use Linux {oldest} or newer"
+    )
+    yield Finding("kernel", "IPv6 is on" if kernel.ipv6 else "IPv6 is off: only IPv4 is captured")
+    soft, hard = kernel.open_files
+    yield Finding("kernel", f"open files: {soft}, may be raised to {hard}; a connection needs two")
 
 
-def rights_findings(status: str) -> Iterator[Finding]:
-    """`status` is the text of /proc/self/status."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    effective = int(found[1], 16) if found else 0
-    for name, number in CAPABILITIES.items():
-        held = bool(effective >> number & 1)
-        fix = "" if held else f"run as root or with CAP_{name}; for a trial `unshare -Urnm` gives it in a world apart"
-        yield Finding("rights", f"CAP_{name}", fix)
+def rights_findings(rights: Rights) -> Iterator[Finding]:
+    """Each right is one that was tried."""
+    for name, held in (("NET_ADMIN", rights.net_admin), ("NET_RAW", rights.net_raw), ("SYS_ADMIN", rights.sys_admin)):
+        fix = f"run as root or with CAP_{name}; for a trial, `unshare -Urnm` gives it in a world apart"
+        yield Finding("rights", f"CAP_{name}", "" if held else fix)
+    tried = {
+        "enter network namespaces": rights.enter_namespaces,
+        "mark sockets": rights.mark,
+        "use the clients' addresses": rights.transparent,
+    }
+    for what, refusal in tried.items():
+        yield Finding("rights", what, refusal)
 
 
 def user_namespace_finding(sysctl: Path) -> Finding:
@@ -139,17 +145,37 @@ def _try_rules(mode: CaptureMode, backend: Backend) -> None:
 
 
 def netns_findings(name: str) -> Iterator[Finding]:
-    """A pod's namespace: it is there, and captured."""
+    """A pod's namespace: it is there, has rules, and its connections do arrive at the agent."""
     fd = open_netns(name)
     try:
         yield Finding("namespace", f"{name} can be opened")
         count = sum(len(lines) for lines in rules.present(fd).values())
-        if count:
-            yield Finding("namespace", f"{count} capture rules are in {name}")
-        else:
+        if not count:
             yield Finding("namespace", f"no capture rules in {name}", f"ztunnel redirect apply --netns {name}")
+            return
+        yield Finding("namespace", f"{count} capture rules are in {name}")
+        for ipv6 in (False, True):
+            if _has_route(fd, ipv6):
+                yield _probe_finding(name, fd, ipv6)
     finally:
         os.close(fd)
+
+
+def _has_route(fd: int, ipv6: bool) -> bool:
+    """Whether the namespace can send beyond itself; connecting a datagram socket sends nothing."""
+    with in_netns(fd), socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("2001:db8::1" if ipv6 else "192.0.2.1", 9))
+        except OSError:
+            return False
+        return True
+
+
+def _probe_finding(name: str, fd: int, ipv6: bool) -> Finding:
+    family = "IPv6" if ipv6 else "IPv4"
+    result = probe_capture(fd, ipv6=ipv6)
+    fix = f"does the agent serve {name}? Are the rules whole: ztunnel redirect verify --netns {name}"
+    return Finding("namespace", f"{family} probe to {result.target}: {result.why}", "" if result.captured else fix)
 
 
 def port_findings(netns: str | None) -> Iterator[Finding]:
@@ -194,13 +220,13 @@ def guarded(group: str, findings: Callable[[], Iterable[Finding]]) -> Iterator[F
 
 def run_checks(*, pre: bool, netns: str | None, admin: str, readiness: str) -> Iterator[Finding]:
     """Every check that applies, in the order of the report."""
-    yield from kernel_findings(platform.release(), has_ipv6())
-    rights = list(rights_findings(Path("/proc/self/status").read_text()))
-    yield from rights
+    yield from kernel_findings(kernel())
+    tried = list(rights_findings(rights()))
+    yield from tried
     if os.geteuid() != 0:
         yield user_namespace_finding(Path("/proc/sys"))
     yield from tool_findings(lambda tool: shutil.which(tool, path=SEARCH_PATH))
-    if all(finding.ok for finding in rights):
+    if all(finding.ok for finding in tried):
         yield from guarded("capture", capture_findings)
     if pre:
         yield from guarded("ports", lambda: port_findings(netns))

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -27,37 +28,45 @@ from ztunnel.cli.check import (
 from ztunnel.core.errors import PlatformError, UpstreamError
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.linux.redirect.model import Backend
+from ztunnel.linux.rights import Kernel, Rights
 
 PASSED = Finding("kernel", "Linux 6.1")
 MISSING_TOOL = Finding("tools", "ip is not installed", "install the package iproute2")
 NOT_READY = Finding("agent", "not ready, pending: proxy", "look at its log")
+
+KERNEL = Kernel(
+    release="6.1.0",
+    ipv6=True,
+    user_namespaces=True,
+    in_user_namespace=False,
+    congestion_control="cubic",
+    open_files=(1024, 4096),
+)
+RIGHTS = Rights(
+    net_admin=True, net_raw=True, sys_admin=True, enter_namespaces="", mark="", transparent="", sniff="not needed here"
+)
 
 
 @pytest.mark.parametrize(
     ("release", "good"), [("6.18.44-fc", True), ("4.19.0", True), ("4.18.9", False), ("3.10.0", False), ("odd", False)]
 )
 def test_an_old_kernel_is_told_what_to_do(release: str, good: bool) -> None:
-    first, _ = kernel_findings(release, ipv6=True)
+    first, *_ = kernel_findings(msgspec.structs.replace(KERNEL, release=release))
     assert first.ok is good
     assert good or "4.19" in first.fix
 
 
 def test_ipv6_that_is_off_is_no_failure() -> None:
-    assert all(finding.ok for finding in kernel_findings("6.1", ipv6=False))
+    assert all(finding.ok for finding in kernel_findings(msgspec.structs.replace(KERNEL, ipv6=False)))
 
 
-@pytest.mark.parametrize(
-    ("effective", "missing"),
-    [
-        ("000001ffffffffff", set()),
-        ("0000000000000000", {"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN"}),
-        ("0000000000003000", {"CAP_SYS_ADMIN"}),
-    ],
-)
-def test_each_missing_capability_is_named(effective: str, missing: set[str]) -> None:
-    findings = list(rights_findings(f"Name:\tx\nCapPrm:\tffff\nCapEff:\t{effective}\n"))
-    assert {finding.text for finding in findings if not finding.ok} == missing
-    assert all(finding.text in finding.fix for finding in findings if not finding.ok)
+def test_all_rights_pass_and_each_missing_one_is_named_with_its_fix() -> None:
+    assert all(finding.ok for finding in rights_findings(RIGHTS))
+    poor = msgspec.structs.replace(RIGHTS, net_raw=False, mark="may not mark; run as root")
+    assert [(finding.text, finding.fix) for finding in rights_findings(poor) if not finding.ok] == [
+        ("CAP_NET_RAW", "run as root or with CAP_NET_RAW; for a trial, `unshare -Urnm` gives it in a world apart"),
+        ("mark sockets", "may not mark; run as root"),
+    ]
 
 
 @pytest.mark.parametrize(
