@@ -16,7 +16,6 @@ from ztunnel.control.admin.guard import is_local_host
         "a.localhost:1",
         "127.0.0.1",
         "10.1.2.3:80",
-        "::1",
         "[::1]",
         "[::1]:15000",
     ],
@@ -36,6 +35,7 @@ def test_addresses_and_localhost_names_are_local(host: str) -> None:
         "notlocalhost",
         "127.0.0.1.example.com",
         "[localhost",
+        "::1",
         "1",
     ],
 )
