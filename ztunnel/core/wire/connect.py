@@ -11,6 +11,7 @@ Context; key names and order as ztunnel sends them (istio/ztunnel src/proxy/outb
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -77,9 +78,20 @@ class Baggage(NamedTuple):
 class Forwarded(NamedTuple):
     """For whom a request was made, as far as its Forwarded header says."""
 
-    client: Address | None = None
+    node: str = ""
+    """The client as it was written: an address, or something hidden."""
     host: str = ""
-    """Host name of the service that the client addressed."""
+    """Host name of the service that the client addressed, lower case."""
+
+    @property
+    def client(self) -> Address | None:
+        """The client's address; port 0 when only the IP was told, None when hidden or unknown (RFC 7239 section 6)."""
+        for candidate in (self.node, f"{self.node}:0"):
+            try:
+                return parse_address(candidate)
+            except ValueError:
+                continue
+        return None
 
 
 class TraceParent(NamedTuple):
@@ -88,14 +100,14 @@ class TraceParent(NamedTuple):
 
 
 class ConnectRequest(NamedTuple):
-    """A CONNECT request that may be obeyed, if policy agrees."""
+    """A CONNECT request that may be obeyed, if policy agrees.
+
+    What only informs is read when it is asked for; each header stands alone, a broken one counts as absent.
+    """
 
     target: Address | HostPort
-    forwarded: Forwarded = Forwarded()
-    baggage: Baggage = Baggage()
-    trace: TraceParent | None = None
-    network: str = ""
-    """x-forwarded-network: where the request came from; only through a gateway."""
+    informing: Mapping[bytes, bytes] = {}
+    """Header values as they came."""
 
     @property
     def authority(self) -> str:
@@ -103,8 +115,37 @@ class ConnectRequest(NamedTuple):
         return str(self.target)
 
     @property
+    def forwarded(self) -> Forwarded:
+        try:
+            return parse_forwarded(_text(self.informing.get(b"forwarded", b""), MAX_FORWARDED))
+        except WireError:
+            return Forwarded()
+
+    @property
     def forwarded_host(self) -> str:
         return self.forwarded.host
+
+    @property
+    def baggage(self) -> Baggage:
+        try:
+            return parse_baggage(_text(self.informing.get(b"baggage", b""), MAX_BAGGAGE))
+        except WireError:
+            return Baggage()
+
+    @property
+    def trace(self) -> TraceParent | None:
+        try:
+            return parse_traceparent(_text(self.informing.get(b"traceparent", b""), 55))
+        except WireError:
+            return None
+
+    @property
+    def network(self) -> str:
+        """x-forwarded-network: where the request came from; only through a gateway."""
+        try:
+            return _text(self.informing.get(b"x-forwarded-network", b""), MAX_NETWORK, _WORD)
+        except WireError:
+            return ""
 
 
 # ---- reading ----
@@ -138,7 +179,7 @@ def check_request(headers: list[tuple[bytes, bytes]]) -> ConnectRequest:
     if b":authority" not in pseudo:
         raise WireError("CONNECT without :authority")
     target = parse_authority(_text(pseudo[b":authority"], MAX_AUTHORITY))
-    return ConnectRequest(target, *_read_informing(informing)) if informing else ConnectRequest(target)
+    return ConnectRequest(target, informing)
 
 
 def parse_authority(text: str) -> Address | HostPort:
@@ -187,10 +228,7 @@ def parse_baggage(text: str) -> Baggage:
 
 
 def parse_forwarded(text: str) -> Forwarded:
-    """The first element of a Forwarded header: the client nearest to the origin. Raises WireError.
-
-    A client that is hidden or unknown (RFC 7239 section 6) is None; one without a port has port 0.
-    """
+    """The first element of a Forwarded header: the client nearest to the origin. Raises WireError."""
     if len(text) > MAX_FORWARDED:
         raise WireError(f"forwarded of {len(text)} characters")
     found: dict[str, str] = {}
@@ -210,7 +248,7 @@ def parse_forwarded(text: str) -> Forwarded:
     host = found.get("host", "")
     if host and not _WORD.fullmatch(host):
         raise WireError(f"forwarded {text[:100]!r} holds no valid host")
-    return Forwarded(_node(found.get("for", "")), host.lower())
+    return Forwarded(found.get("for", ""), host.lower())
 
 
 def parse_traceparent(text: str) -> TraceParent:
@@ -304,32 +342,6 @@ def _joined(name: bytes, before: bytes, value: bytes) -> bytes:
     return before + b"," + value if name in _LISTS else b""
 
 
-def _read_informing(found: dict[bytes, bytes]) -> tuple[Forwarded, Baggage, TraceParent | None, str]:
-    """The headers for telemetry; each stands alone, a broken one counts as absent."""
-    client, told, trace, network = Forwarded(), Baggage(), None, ""
-    if value := found.get(b"forwarded"):
-        try:
-            client = parse_forwarded(_text(value, MAX_FORWARDED))
-        except WireError:
-            client = Forwarded()
-    if value := found.get(b"baggage"):
-        try:
-            told = parse_baggage(_text(value, MAX_BAGGAGE))
-        except WireError:
-            told = Baggage()
-    if value := found.get(b"traceparent"):
-        try:
-            trace = parse_traceparent(_text(value, 55))
-        except WireError:
-            trace = None
-    if value := found.get(b"x-forwarded-network"):
-        try:
-            network = _text(value, MAX_NETWORK, _WORD)
-        except WireError:
-            network = ""
-    return client, told, trace, network
-
-
 def _text(value: bytes, limit: int, form: re.Pattern[str] = _VISIBLE) -> str:
     """A header value as text of `form`: visible characters and inner blanks. Raises WireError."""
     if len(value) > limit:
@@ -343,16 +355,6 @@ def _text(value: bytes, limit: int, form: re.Pattern[str] = _VISIBLE) -> str:
 def _shown(value: bytes) -> str:
     """Bytes of a peer for a message: short, and harmless in a log."""
     return repr(value[:60])[1:]
-
-
-def _node(text: str) -> Address | None:
-    """RFC 7239 section 6: `ip`, `ip:port`, `[v6]`, `[v6]:port`; hidden and unknown ones are None."""
-    for candidate in (text, f"{text}:0"):
-        try:
-            return parse_address(candidate)
-        except ValueError:
-            continue
-    return None
 
 
 def _escaped(value: str) -> str:
