@@ -18,6 +18,7 @@ from ztunnel.core.model.connection import Connection, Delivery, Direction, Refus
 from ztunnel.core.model.flow import Flow
 from ztunnel.link.messages import Counters, OpenConnection
 from ztunnel.worker.engine.ending import Ending
+from ztunnel.worker.engine.join import JoinEnd
 from ztunnel.worker.engine.relay import Relay
 from ztunnel.worker.engine.stream import Stream
 from ztunnel.worker.engine.tcp import abort_on_close
@@ -46,6 +47,7 @@ class Carried:
         "sock",
         "source",
         "started",
+        "token",
         "why",
     )
 
@@ -67,10 +69,12 @@ class Carried:
         self.authority = ""
         self.edge = -1
         self.why = ""
-        self.carrier: Stream | Relay | None = None
+        self.carrier: Stream | JoinEnd | Relay | None = None
         self.authorized: Connection | None = None
         """What was authorized (inbound), to be looked at again when policies change."""
         self.ended_already = False
+        self.token = ""
+        """Offers to join both ends of a stream in this worker."""
         kit.connections.add(self)
 
     def __repr__(self) -> str:
@@ -89,6 +93,8 @@ class Carried:
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.kit.answers.discard(self)
+        if self.token:
+            self.kit.joins.forget(self)
 
     def refused(self, status: int) -> None:
         self.kit.answers.discard(self)
@@ -99,6 +105,8 @@ class Carried:
             return
         self.ended_already = True
         self.kit.answers.discard(self)
+        if self.token:
+            self.kit.joins.forget(self)
         if self.sock is not None:
             if not ending.ok:
                 abort_on_close(self.sock)
@@ -145,7 +153,7 @@ class Carried:
         carrier = self.carrier
         if carrier is None:
             return 0, 0
-        if isinstance(carrier, Stream):
+        if not isinstance(carrier, Relay):
             return carrier.sent, carrier.received
         if self.direction is Direction.OUTBOUND:
             return carrier.bytes_up, carrier.bytes_down

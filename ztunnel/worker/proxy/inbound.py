@@ -147,7 +147,7 @@ class Peer:
         except connect.WireError as error:
             self._refuse_early(stream, Refusal("CONNECT", 400, str(error)), "")
             return
-        if self._attempt(stream, request):
+        if self._attempt(stream, request, headers):
             return
 
         async def later() -> None:
@@ -158,11 +158,11 @@ class Peer:
                     self._refuse_early(stream, Refusal(error.flag, 503, str(error)), request.authority)
                 return
             if not stream.closed:
-                self._attempt(stream, request)
+                self._attempt(stream, request, headers)
 
         self.role.kit.spawn(later)
 
-    def _attempt(self, stream: Stream, request: connect.ConnectRequest) -> bool:
+    def _attempt(self, stream: Stream, request: connect.ConnectRequest, headers: Headers) -> bool:
         """False when the pod's own workload is not known."""
         kit, pod = self.role.kit, self.role.pod
         own = pod.workload()
@@ -205,10 +205,10 @@ class Peer:
                 stream, carried, Refusal("DENY", 401, f"connection closed due to policy rejection: {verdict.why}")
             )
             return True
-        self._deliver(stream, carried, decision, own)
+        self._deliver(stream, carried, decision, own, headers)
         return True
 
-    def _deliver(self, stream: Stream, carried: Carried, delivery: Delivery, own: Workload) -> None:
+    def _deliver(self, stream: Stream, carried: Carried, delivery: Delivery, own: Workload, headers: Headers) -> None:
         kit = self.role.kit
         try:
             sock = upstream_socket(kit, self.role.pod, self.source, delivery.target)
@@ -224,7 +224,8 @@ class Peer:
                     why = f"cannot connect to {delivery.target}: {error.strerror}"
                     self._refuse(stream, carried, Refusal("CONNECT", 503, why))
                 return
-            stream.attach(sock)
+            if not kit.joins.accept(kit, headers, carried, stream, sock):
+                stream.attach(sock)
             self.tunnel.accept(stream, self.role.answer(own), carried)
 
         kit.dialler.connect(sock, delivery.target, connected)

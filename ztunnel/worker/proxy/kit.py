@@ -16,6 +16,7 @@ from ztunnel.worker.engine.relay import Pipes
 from ztunnel.worker.engine.tcp import Dialler, SocketOptions
 from ztunnel.worker.proxy.certificates import Certificates
 from ztunnel.worker.proxy.connections import Connections
+from ztunnel.worker.proxy.joins import Joins
 from ztunnel.worker.proxy.ledger import Ledger
 from ztunnel.worker.state.store import Store
 
@@ -45,6 +46,7 @@ class Kit:
         self.spawn = spawn
         self.random = random
         self.pipes = Pipes()
+        self.joins = Joins(enabled=settings.same_node_join)
         self.dialler = Dialler(loop, settings.connect_timeout)
         self.keepalive = Keepalive(loop, settings.ping_interval, settings.ping_timeout)
         self.socket_options = SocketOptions(

@@ -154,6 +154,7 @@ class Outbound:
         random = self._kit.random.getrandbits
         return (
             block
+            + self._kit.joins.offer(carried, chosen.next_hop.ip)
             + frames.encode_header("forwarded", connect.forwarded(carried.source, host))
             + frames.encode_header("traceparent", connect.traceparent(random(128), random(64)))
         )

@@ -56,6 +56,7 @@ class Pod:
             self._bind()
         else:
             shared.add(self)
+        kit.joins.add_pod(added.ips)
         if accepting:
             self.accept()
         self.kit.certificates.warm_up(self.identity())
@@ -161,6 +162,7 @@ class Pod:
     def close(self, why: str) -> None:
         """Everything at once."""
         self.closed = True
+        self.kit.joins.remove_pod(self.added.ips)
         self.stop_accepting()
         for carried in self.kit.connections.of_pod(self):
             carried.abort(why)
