@@ -7,18 +7,25 @@ for all pods of that mode, which is applied anew whenever one comes or goes. NON
 from __future__ import annotations
 
 import logging
+from functools import partial
+from ipaddress import ip_address, ip_network
 
 import trio
 
 from ztunnel.config.settings import ISTIO_MARK, CaptureBackend, Settings
 from ztunnel.control.pods.pod import PodSpec
-from ztunnel.core.model.capture import CaptureMode
+from ztunnel.core.errors import PlatformError
+from ztunnel.core.model.capture import PROBE_PORT, CaptureMode
+from ztunnel.linux.probe import probe_capture
 from ztunnel.linux.redirect.apply import apply, remove
 from ztunnel.linux.redirect.model import Backend, CaptureSpec
 from ztunnel.linux.redirect.tools import has
 
 CONCURRENT = 2
 """Namespaces that are worked on at once; the tools of iptables share one lock of the machine."""
+
+PROBE_TARGET = "192.0.2.1"
+"""What the probe tries to reach first."""
 
 log = logging.getLogger("ztunnel.control.pods")
 
@@ -41,6 +48,20 @@ class RuleCapture:
                 await self._apply_node()
             return
         await self._apply(self.spec(pod.capture), netns)
+
+    async def prove(self, pod: PodSpec, netns: int | None) -> None:
+        """Nothing can be proven where rules come from outside, from outside the pod, or of what is excluded."""
+        inside = pod.capture is not CaptureMode.NODE or netns is not None
+        if pod.capture is CaptureMode.NONE or not inside or self._is_probe_excluded():
+            return
+        results = [await trio.to_thread.run_sync(partial(probe_capture, netns, ipv6=ipv6)) for ipv6 in self._families]
+        for result in results:
+            log.debug("pod %s: probe of capture to %s: %s", pod, result.target, result.why)
+        if not any(result.captured for result in results):
+            raise PlatformError(
+                f"pod {pod}: its connections are not captured: {results[0].why}",
+                hint="`ztunnel redirect verify` compares the rules; `ztunnel check` tries the kernel",
+            )
 
     async def remove(self, pod: PodSpec, netns: int | None) -> None:
         if pod.capture is CaptureMode.NONE:
@@ -66,6 +87,16 @@ class RuleCapture:
             exclude_inbound_ports=settings.exclude_inbound_ports,
             exclude_outbound_cidrs=settings.exclude_outbound_cidrs,
             exclude_inbound_cidrs=settings.exclude_inbound_cidrs,
+        )
+
+    @property
+    def _families(self) -> tuple[bool, ...]:
+        return (False, True) if self._settings.ipv6_enabled else (False,)
+
+    def _is_probe_excluded(self) -> bool:
+        excluded = self._settings.exclude_outbound_cidrs
+        return PROBE_PORT in self._settings.exclude_outbound_ports or any(
+            ip_address(PROBE_TARGET) in ip_network(cidr) for cidr in excluded
         )
 
     async def _apply_node(self) -> None:
