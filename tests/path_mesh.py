@@ -175,8 +175,8 @@ async def together(*calls: Callable[[], object]) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that announces itself to nobody."""
     with trio.fail_after(PATIENCE):
-        while not condition():
-            await trio.sleep(0.002)  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.002)
 
 
 async def status(worker: PlayedWorker) -> dict[str, int]:

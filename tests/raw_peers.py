@@ -56,13 +56,13 @@ class HboneServer:
         pod: Pod,
         leaf: CertificateIssued,
         *,
-        settings: Settings = Settings(),
+        settings: Settings | None = None,
         answer: str = "200",
         silent: str = "",
     ) -> None:
         self.loop = Loop()
         self.leaf = leaf
-        self.settings = settings
+        self.settings = settings or Settings()
         self.answer = answer
         self.silent_after = silent
         self.accepted: list[socket.socket] = []
