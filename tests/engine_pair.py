@@ -7,10 +7,12 @@ with Pair() as pair:
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any, NamedTuple
 
 from mesh_pki import CLIENT, WEB, MeshPki
 
@@ -18,10 +20,12 @@ from ztunnel.core.wire import frames
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Settings, Tunnel
 from ztunnel.worker.engine.loop import Loop
+from ztunnel.worker.engine.scratch import Scratch
 from ztunnel.worker.engine.stream import Stream
 from ztunnel.worker.engine.tls import Context
 
 CONNECT = frames.encode_headers([(":method", "CONNECT"), (":authority", "10.0.0.2:80")])
+DEFAULT = Settings()
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -89,8 +93,8 @@ class Pair:
         self,
         *,
         answer: str = "200",
-        client: Settings = Settings(),
-        server: Settings = Settings(),
+        client: Settings = DEFAULT,
+        server: Settings = DEFAULT,
     ) -> None:
         mesh = MeshPki()
         self.loop = Loop()
@@ -164,10 +168,8 @@ class Pair:
         got = bytearray()
 
         def more() -> bool:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 got.extend(sock.recv(size - len(got)))
-            except BlockingIOError:
-                pass
             return len(got) >= size
 
         self.run_until(more)
@@ -190,3 +192,176 @@ class Pair:
 
         self.run_until(end)
         return bytes(got)
+
+
+class PlainSession:
+    """In place of `tls.Session`: bytes in the clear, after a handshake that is one byte from the peer."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self.established = False
+        self.closed = False
+        self.peer_names: tuple[str, ...] = ()
+
+    def start(self) -> int:
+        return 0
+
+    def receive(self, size: int, start: int) -> int:
+        skip = 0 if self.established else 1
+        self.established = True
+        self._scratch.plain[start : start + size - skip] = self._scratch.cipher_view[skip:size]
+        return start + size - skip
+
+    def take_output(self) -> int:
+        return 0
+
+    def seal(self, size: int) -> int:
+        self._scratch.sealed[:size] = self._scratch.clear_view[:size]
+        return size
+
+    def close_notify(self) -> int:
+        return 0
+
+
+class Frame(NamedTuple):
+    kind: int
+    flags: int
+    stream: int
+    body: bytes
+
+
+def parse_frames(data: bytes) -> list[Frame]:
+    """The complete frames in `data`."""
+    found, at = [], 0
+    while len(data) - at >= frames.HEADER_SIZE:
+        high, low, kind, flags, stream = frames.unpack_header(data, at)
+        end = at + frames.HEADER_SIZE + (high << 8 | low)
+        if end > len(data):
+            break
+        found.append(Frame(kind, flags, stream, data[at + frames.HEADER_SIZE : end]))
+        at = end
+    return found
+
+
+class Raw:
+    """A tunnel whose peer is the test itself, frame by frame and in the clear."""
+
+    def __init__(
+        self, *, client: bool = False, answer: str = "200", settings: Settings = DEFAULT, loop: Loop | None = None
+    ) -> None:
+        self._own_loop = loop is None
+        self.loop = loop or Loop()
+        self.side = Side(answer)
+        inner, self.sock = socket.socketpair()
+        inner.setblocking(False)
+        self.sock.setblocking(False)
+        session: Any = PlainSession(self.loop.scratch)
+        self.tunnel = Tunnel(self.loop, inner, session, self.side, settings, client=client)
+        self.received = bytearray()
+        """Everything the tunnel sent."""
+        self.ended = False
+        """The tunnel closed its socket."""
+        self._applications: list[socket.socket] = []
+        self.sock.send(b"\0")
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tunnel.close(Ending("the test is over"))
+        self.loop.turn(0)
+        if self._own_loop:
+            self.loop.shutdown()
+        for sock in (self.sock, *self._applications, *self.side.applications):
+            sock.close()
+
+    def greet(self, settings: bytes = b"") -> None:
+        """What every peer says first; `settings` is the body of SETTINGS."""
+        preface = b"" if self.tunnel.client else frames.PREFACE
+        self.send(preface + frames.frame(frames.SETTINGS, 0, 0, settings))
+        assert self.side.is_ready
+
+    def send(self, data: bytes, chunk: int = 1 << 20) -> None:
+        """Bytes to the tunnel, in pieces, each handled before the next. Stops when the tunnel has closed."""
+        view = memoryview(data)
+        while view and not self.ended:
+            try:
+                view = view[self.sock.send(view[:chunk]) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.ended = True
+            self.loop.turn(0)
+            self.collect()
+        self.turn()
+
+    def turn(self, times: int = 4) -> None:
+        for _ in range(times):
+            self.loop.turn(0)
+            self.collect()
+
+    def collect(self) -> None:
+        while not self.ended:
+            try:
+                data = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            self.ended = not data
+            self.received += data
+
+    def frames(self, kind: int | None = None) -> list[Frame]:
+        """What the tunnel has sent so far."""
+        data = bytes(self.received)
+        if self.tunnel.client:
+            data = data[len(frames.PREFACE) :]
+        return [frame for frame in parse_frames(data) if kind is None or frame.kind == kind]
+
+    def goaway(self) -> int | None:
+        """The code of the tunnel's last GOAWAY."""
+        found = self.frames(frames.GOAWAY)
+        return int.from_bytes(found[-1].body[4:8], "big") if found else None
+
+    def resets(self) -> dict[int, int]:
+        """Codes of RST_STREAM by stream."""
+        return {frame.stream: int.from_bytes(frame.body, "big") for frame in self.frames(frames.RST_STREAM)}
+
+    def request(self, stream: int = 1, flags: int = 0, block: bytes = CONNECT) -> None:
+        self.send(frames.frame(frames.HEADERS, frames.END_HEADERS | flags, stream, block))
+
+    def open(self) -> tuple[socket.socket, Stream, Conversation]:
+        """An application's connection through a client tunnel."""
+        app, inner = socket.socketpair()
+        app.setblocking(False)
+        inner.setblocking(False)
+        self._applications.append(app)
+        conversation = Conversation()
+        stream = self.tunnel.open_stream(CONNECT, conversation)
+        stream.attach(inner)
+        self.turn()
+        return app, stream, conversation
+
+
+def read_now(sock: socket.socket) -> bytes:
+    """What lies in a socket at the moment."""
+    got = bytearray()
+    while True:
+        try:
+            data = sock.recv(1 << 20)
+        except BlockingIOError:
+            return bytes(got)
+        if not data:
+            return bytes(got)
+        got += data
+
+
+def fill(sock: socket.socket, limit: int = 1 << 24) -> int:
+    """Send until the socket takes no more; how much it took."""
+    sent = 0
+    while sent < limit:
+        try:
+            sent += sock.send(bytes(min(65536, limit - sent)))
+        except BlockingIOError:
+            break
+    return sent

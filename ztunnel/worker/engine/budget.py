@@ -11,6 +11,10 @@ BURST = 2000.0
 """Tokens of a full budget."""
 PER_SECOND = 200.0
 """Tokens that come back in a second."""
+PER_BYTE = 1 / 4096
+"""Tokens that come back with a byte of DATA for an application. Not with frames: tiny ones would pay for floods."""
+PER_CONNECTION = 2.0
+"""Tokens that come back with a stream that is opened or answered: late frames may follow when it is closed."""
 
 
 class Budget:

@@ -26,7 +26,7 @@ import h2.settings
 import hpack
 
 from ztunnel.core.wire import frames
-from ztunnel.worker.engine.budget import Budget
+from ztunnel.worker.engine.budget import PER_BYTE, PER_CONNECTION, Budget
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.engine.stream import Stream, StreamOwner
@@ -37,6 +37,8 @@ MAX_HEADER_LIST = 64 * 1024
 """SETTINGS_MAX_HEADER_LIST_SIZE of ztunnel's server; also the limit of an encoded block."""
 MAX_CONTINUATIONS = 32
 MAX_CONTROL_FRAME = 16 * 1024
+SMALL_INCREMENT = 1024
+"""WINDOW_UPDATEs below this cost budget, unless they give back what was sent."""
 GOAWAY_GRACE = 1.0
 """Seconds between the first GOAWAY of a drain and the one that names the last stream (RFC 9113 section 6.8)."""
 
@@ -98,12 +100,16 @@ class Tunnel(Transport):
         self.received_frames = 0
         """Grows with everything received; keepalive looks at it."""
         self.ping_sent_at: float | None = None
+        self._high_window = frames.DEFAULT_WINDOW
         self._peer_window = frames.DEFAULT_WINDOW
         self._next_id = 1
         self._last_peer_id = 0
         self._refuse_above = frames.MAX_WINDOW
         self._connection_received = 0
-        self._receive_window = settings.connection_window
+        # Until the peer has seen our SETTINGS it may rely on the defaults of RFC 9113.
+        self._connection_window = max(settings.connection_window, frames.DEFAULT_WINDOW)
+        self._stream_window = max(settings.stream_window, frames.DEFAULT_WINDOW)
+        self._receive_window = self._connection_window
         self._preface_left = b"" if client else frames.PREFACE
         self._data: Stream | None = None
         self._data_left = 0
@@ -145,23 +151,34 @@ class Tunnel(Transport):
         """How many more streams the peer allows now."""
         if not self.settled or self.draining or self.closed or self._next_id > frames.MAX_WINDOW - 2:
             return 0
-        return self.peer_max_streams - len(self.streams)
+        return max(0, self.peer_max_streams - len(self.streams))
 
     def open_stream(self, block: bytes, owner: StreamOwner) -> Stream:
-        """Send HEADERS with an encoded block. The owner hears `opened` or `refused`, and `ended` at last."""
+        """Send HEADERS with an encoded block, while there are free slots; attach the application's socket next.
+
+        The owner hears `opened` or `refused`, and `ended` at last.
+        """
         stream_id = self._next_id
         self._next_id += 2
-        stream = Stream(self, stream_id, self._peer_window, self.settings.stream_window)
+        stream = Stream(self, stream_id, self._peer_window, self._stream_window)
         stream.owner = owner
         self.streams[stream_id] = stream
+        self._budget.earn(PER_CONNECTION)
         self._write_headers(stream_id, frames.END_HEADERS, block)
         return stream
 
     # ---- answering requests (server) ----
 
     def accept(self, stream: Stream, block: bytes, owner: StreamOwner) -> None:
-        """Answer with an encoded header block; the stream's socket is attached and bytes flow."""
+        """Answer with an encoded header block; the stream's socket is attached and bytes flow.
+
+        A stream that the peer reset in the meantime ends here: its owner hears `ended`, the socket is reset.
+        """
         stream.owner = owner
+        if stream.closed:
+            stream.start_closed()
+            return
+        self._budget.earn(PER_CONNECTION)
         self._write_headers(stream.id, frames.END_HEADERS, block)
         stream.start()
 
@@ -170,7 +187,9 @@ class Tunnel(Transport):
         if self.streams.pop(stream.id, None) is None:
             return
         self._write_headers(stream.id, frames.END_HEADERS | frames.END_STREAM, block)
-        self.write(frames.rst_stream(stream.id, frames.NO_ERROR))
+        if not stream.remote_ended:
+            self._budget.earn(PER_CONNECTION)
+            self.write(frames.rst_stream(stream.id, frames.NO_ERROR))
         self.stream_closed()
 
     def _write_headers(self, stream_id: int, flags: int, block: bytes) -> None:
@@ -195,6 +214,8 @@ class Tunnel(Transport):
 
     def _on_unblocked(self) -> None:
         self._resume()
+        if self.draining and not self.streams:
+            self._close_if_drained()
 
     def _resume(self) -> None:
         if self.window <= 0 or self.blocked:
@@ -216,7 +237,7 @@ class Tunnel(Transport):
             return
         self.draining = True
         if not self.streams:
-            self.close(Ending("drained", "-"))
+            self._close_if_drained()
             return
         if not self.client:
             self.write(frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR))
@@ -237,18 +258,22 @@ class Tunnel(Transport):
         self.owner.changed(self)
 
     def _close_if_drained(self) -> None:
-        if self.draining and not self.streams:
-            self.close(Ending("drained", "-"))
+        """Not while bytes of streams that have ended wait for the socket."""
+        if self.draining and not self.streams and not self.closed:
+            self.flush_if_corked()
+            if not self.blocked:
+                self.close(Ending("drained", "-"), linger=True)
 
     def abort(self, why: str) -> None:
         self.close(Ending(why), code=frames.INTERNAL_ERROR)
 
-    def close(self, ending: Ending, code: int = frames.NO_ERROR) -> None:
+    def close(self, ending: Ending, code: int = frames.NO_ERROR, *, linger: bool = False) -> None:
+        """End it and every stream now; `linger` lets the peer take what is still on its way."""
         if self.closed:
             return
         if self.session.established:
             self.write(frames.goaway(self._last_peer_id, code, ending.error if code else ""))
-        self._shut()
+        self._shut(linger=linger)
         lost = Ending(f"the tunnel is gone: {ending.error}" if ending.error else "the tunnel is gone", ending.flag)
         for stream in list(self.streams.values()):
             stream.lost(lost)
@@ -280,7 +305,9 @@ class Tunnel(Transport):
         at = 0
         if self._preface_left:
             at = self._read_preface(view[:end])
+        count = 0
         while at < end and not self.closed:
+            count += 1
             left = self._data_left
             if left:
                 size = end - at if end - at < left else left
@@ -305,6 +332,7 @@ class Tunnel(Transport):
             if not used:
                 break
             at += used
+        self._digested(count)
         return at
 
     def _read_preface(self, view: memoryview) -> int:
@@ -323,28 +351,34 @@ class Tunnel(Transport):
         """The header of a DATA frame: `length` counts against the windows, `payload` of it is for the stream."""
         if length > self.settings.frame_size:
             raise _Violation(frames.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
-        if stream is None and (not stream_id or self._is_idle(stream_id)):
-            raise _Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
+        if stream is None:
+            stream = self.streams.get(stream_id & frames.MAX_WINDOW)  # the reserved bit means nothing
+            if stream is None and self._is_idle(stream_id & frames.MAX_WINDOW):
+                raise _Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
+        if stream is not None and stream.remote_ended:
+            self.write(frames.rst_stream(stream.id, frames.STREAM_CLOSED))
+            stream.lost(Ending("the peer sent DATA after the end of its stream", "H2_HANDSHAKE_FAILURE"))
+            stream = None
         self._receive_window -= length
         if self._receive_window < 0:
             raise _Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         self._connection_received += length
-        if self._connection_received >= self.settings.connection_window >> 2:
+        if self._connection_received >= self._connection_window >> 2:
             self._receive_window += self._connection_received
             self.write(frames.window_update(0, self._connection_received))
             self._connection_received = 0
         end = bool(flags & frames.END_STREAM)
         if payload:
-            self._budget.earn(1)
+            if stream is not None and stream.answered:
+                self._budget.earn(payload * PER_BYTE)
             self._data = stream
             self._data_left = payload
             self._data_end = end
             return
-        if end:
-            if stream is not None:
-                stream.end_received()
-        elif not self._budget.spend(self.loop.now):
-            raise _Violation(frames.ENHANCE_YOUR_CALM, "too many empty frames")
+        if end and stream is not None:
+            stream.end_received()
+        else:
+            self._unproductive("empty frames")
 
     def _deliver(self, view: memoryview) -> None:
         stream = self._data
@@ -366,6 +400,8 @@ class Tunnel(Transport):
             raise _Violation(frames.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_head[0]):
             raise _Violation(frames.PROTOCOL_ERROR, "a header block is interrupted")
+        if length > self.settings.frame_size:
+            raise _Violation(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
         size = frames.HEADER_SIZE + length
         if kind == frames.DATA:
             return self._padded_data(view, flags, stream_id, length)
@@ -399,14 +435,14 @@ class Tunnel(Transport):
             self._unproductive("PRIORITY frames")
         return size
 
-    def _unproductive(self, what: str) -> None:
-        if not self._budget.spend(self.loop.now):
+    def _unproductive(self, what: str, cost: float = 1.0) -> None:
+        if not self._budget.spend(self.loop.now, cost):
             raise _Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def _is_idle(self, stream_id: int) -> bool:
-        if self.client:
-            return stream_id >= self._next_id or not stream_id & 1
-        return stream_id > self._last_peer_id or not stream_id & 1
+        """A stream that nobody has opened; 0 and even numbers never are."""
+        opened = self._next_id - 1 if self.client else self._last_peer_id
+        return stream_id > opened or not stream_id & 1
 
     def _padded_data(self, view: memoryview, flags: int, stream_id: int, length: int) -> int:
         if not flags & frames.PADDED:
@@ -417,7 +453,10 @@ class Tunnel(Transport):
         payload = length - 1 - padding
         if payload < 0:
             raise _Violation(frames.PROTOCOL_ERROR, "padding exceeds the frame")
-        self._begin_data(self.streams.get(stream_id), stream_id, length, payload, flags)
+        stream = self.streams.get(stream_id)
+        self._begin_data(stream, stream_id, length, payload, flags)
+        if stream is not None and not stream.closed:
+            stream.padded(padding + 1)
         self._skip = padding
         return frames.HEADER_SIZE + 1
 
@@ -433,11 +472,16 @@ class Tunnel(Transport):
                 )
             if self.paused:
                 self._resume()
+            if increment < SMALL_INCREMENT and self.window > self._high_window:
+                self._high_window = self.window
+                self._unproductive("small WINDOW_UPDATE frames")
             return
         stream = self.streams.get(stream_id)
         if stream is None:
             if self._is_idle(stream_id):
                 raise _Violation(frames.PROTOCOL_ERROR, f"WINDOW_UPDATE for idle stream {stream_id}")
+            if increment < SMALL_INCREMENT:
+                self._unproductive("small WINDOW_UPDATE frames")
             return
         stream.window += increment
         if not increment or stream.window > frames.MAX_WINDOW:
@@ -448,7 +492,7 @@ class Tunnel(Transport):
         if stream_id in self.paused and stream.window > 0 and self.window > 0 and not self.blocked:
             del self.paused[stream_id]
             stream.resume()
-        if increment < 1024:
+        if increment < SMALL_INCREMENT and stream.window > self._peer_window:
             self._unproductive("small WINDOW_UPDATE frames")
 
     def _reset(self, stream_id: int, body: memoryview) -> None:
@@ -456,19 +500,22 @@ class Tunnel(Transport):
             raise _Violation(frames.FRAME_SIZE_ERROR, "RST_STREAM")
         stream = self.streams.get(stream_id)
         if stream is None:
-            if not stream_id or self._is_idle(stream_id):
+            if self._is_idle(stream_id):
                 raise _Violation(frames.PROTOCOL_ERROR, f"RST_STREAM for idle stream {stream_id}")
             self._unproductive("resets")
             return
-        if not self.client and not stream.answered:
-            self._unproductive("resets of unanswered requests")
+        if not self.client and not stream.sent and not stream.received:
+            # What an answered request earned is taken back: a peer may not open and reset for ever.
+            self._unproductive("resets of requests that carried nothing", 1 + PER_CONNECTION * stream.answered)
         stream.reset_received(int.from_bytes(body, "big"))
 
     def _connection_frame(self, whole: bytes, flags: int) -> None:
         """SETTINGS and PING belong to the h2 library."""
-        if self.settled and not flags & frames.ACK:
+        if self.settled:
             self._unproductive("SETTINGS and PING frames")
         for event in self._h2.receive_data(whole):
+            if self.closed:
+                return
             if isinstance(event, h2.events.RemoteSettingsChanged):
                 self._settings(event.changed_settings)
         answer = self._h2.data_to_send()
@@ -484,6 +531,8 @@ class Tunnel(Transport):
                 self._peer_window = value
                 for stream in self.streams.values():
                     stream.window += difference
+                    if stream.window > frames.MAX_WINDOW:
+                        raise _Violation(frames.FLOW_CONTROL_ERROR, f"the window of stream {stream.id}")
                 self._resume()
             elif code == codes.MAX_FRAME_SIZE:
                 self.peer_frame = value
@@ -502,6 +551,8 @@ class Tunnel(Transport):
             raise _Violation(frames.FRAME_SIZE_ERROR, "GOAWAY")
         last = int.from_bytes(body[:4], "big") & frames.MAX_WINDOW
         code = int.from_bytes(body[4:8], "big")
+        if self.draining:
+            self._unproductive("GOAWAY frames")
         self.draining = True
         if self.client:
             for stream in [s for s in self.streams.values() if s.id > last]:
@@ -547,11 +598,16 @@ class Tunnel(Transport):
         if headers is None:
             headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         stream = self.streams.get(stream_id)
+        if stream is None and (self.client or stream_id <= self._last_peer_id):
+            if self._is_idle(stream_id):
+                raise _Violation(frames.PROTOCOL_ERROR, f"HEADERS for idle stream {stream_id}")
+            self._unproductive("headers of closed streams")
+            return
+        if stream is not None and stream.remote_ended:
+            self.write(frames.rst_stream(stream_id, frames.STREAM_CLOSED))
+            stream.lost(Ending("the peer sent headers after the end of its stream", "H2_HANDSHAKE_FAILURE"))
+            return
         if stream is None:
-            if self.client or stream_id <= self._last_peer_id:
-                if self._is_idle(stream_id):
-                    raise _Violation(frames.PROTOCOL_ERROR, f"HEADERS for idle stream {stream_id}")
-                return
             self._request(stream_id, flags, headers)
         elif self.client and not stream.answered:
             self._response(stream, flags, headers)
@@ -569,7 +625,7 @@ class Tunnel(Transport):
             self._unproductive("streams beyond the limit")
             self.write(frames.rst_stream(stream_id, frames.REFUSED_STREAM))
             return
-        stream = Stream(self, stream_id, self._peer_window, self.settings.stream_window)
+        stream = Stream(self, stream_id, self._peer_window, self._stream_window)
         self.streams[stream_id] = stream
         if sum(len(name) + len(value) + 32 for name, value in headers) > MAX_HEADER_LIST:
             self.refuse(stream, frames.encode_header(":status", "431"))
@@ -586,17 +642,21 @@ class Tunnel(Transport):
             return
         status = int(value)
         if status < 200:
+            self._unproductive("interim answers")
             return
         owner = stream.owner
         if status >= 300:
             if owner is not None:
                 owner.refused(status)
-            if not flags & frames.END_STREAM:
-                self.write(frames.rst_stream(stream.id, frames.CANCEL))
+            if not stream.closed:
+                # Either way the stream is over for the peer too and no longer counts against its limit.
+                over = flags & frames.END_STREAM
+                self.write(frames.end_stream(stream.id) if over else frames.rst_stream(stream.id, frames.CANCEL))
             stream.lost(Ending(f"the peer refused the tunnel with status {status}"))
             return
-        stream.start()
         if owner is not None:
             owner.opened(headers)
+        if not stream.closed:
+            stream.start()
         if flags & frames.END_STREAM and not stream.closed:
             stream.end_received()

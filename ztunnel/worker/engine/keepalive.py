@@ -34,8 +34,12 @@ class Keepalive:
         self._timer.cancel()
 
     def _sweep(self) -> None:
+        self._timer = self._loop.call_later(self._interval, self._sweep)
         now = time.monotonic()
         for tunnel, seen in list(self._tunnels.items()):
+            if tunnel.closed:
+                self.discard(tunnel)
+                continue
             if tunnel.ping_sent_at is not None:
                 if now - tunnel.ping_sent_at >= self._timeout:
                     tunnel.abort(f"the peer did not answer a PING within {self._timeout:g} s")
@@ -43,4 +47,3 @@ class Keepalive:
             if tunnel.settled and tunnel.received_frames == seen:
                 tunnel.send_ping(now)
             self._tunnels[tunnel] = tunnel.received_frames
-        self._timer = self._loop.call_later(self._interval, self._sweep)

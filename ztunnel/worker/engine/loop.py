@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
+from ztunnel.worker.engine.linger import Lingering
 from ztunnel.worker.engine.scratch import Scratch
 
 IN: int = select.EPOLLIN
@@ -77,8 +78,10 @@ class Loop:
         self._closing: list[socket.socket] = []
         self.scratch = Scratch()
         self.corked: Corked | None = None
+        self.lingering = Lingering(self)
         self.now = time.monotonic()
         self._in_turn = False
+        self._open = True
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._waker, IN, self._woken)
 
@@ -115,7 +118,7 @@ class Loop:
 
     def wake(self) -> None:
         """Have the host take a turn soon; needed after anything was queued outside of one. Cheap inside one."""
-        if not self._in_turn:
+        if not self._in_turn and self._open:
             os.eventfd_write(self._waker, 1)
 
     def _woken(self, _event: int) -> None:
@@ -167,20 +170,20 @@ class Loop:
     def _finish_turn(self) -> None:
         timers = self._timers
         while timers and timers[0][0] <= self.now:
-            self._guarded(heapq.heappop(timers)[2].fire)
+            self._guard(heapq.heappop(timers)[2].fire)
         if self._soon:
             soon, self._soon = self._soon, []
             for soon_call in soon:
-                self._guarded(soon_call)
+                self._guard(soon_call)
         while self.corked is not None:
             corked, self.corked = self.corked, None
-            self._guarded(corked.flush)
+            self._guard(corked.flush)
         if self._closing:
             closing, self._closing = self._closing, []
             for sock in closing:
                 sock.close()
 
-    def _guarded(self, call: Callable[[], None]) -> None:
+    def _guard(self, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception:
@@ -193,11 +196,14 @@ class Loop:
         self.remove(fd)
         abort = getattr(owner, "abort", None)
         if abort is not None:
-            self._guarded(lambda: abort("internal error"))
+            self._guard(lambda: abort("internal error"))
 
     def shutdown(self) -> None:
         """Close what waits to be closed, and the epoll set itself."""
-        self._finish_turn()
+        self.lingering.close()
+        for _ in range(2):  # what is flushed may fail, and a failure closes its socket a call later
+            self._finish_turn()
+        self._open = False
         os.close(self._waker)
         self._epoll.close()
 
@@ -205,7 +211,7 @@ class Loop:
 class Deadlines:
     """Many time limits of the same length: O(1) to set and to lift, one timer for all of them.
 
-    `expire(key)` is called for a key that was not discarded within `seconds`.
+    `expire(key)` is called for a key that was not discarded within `seconds`; adding a key again starts anew.
     """
 
     def __init__(self, loop: Loop, seconds: float, expire: Callable[[Hashable], None]) -> None:
@@ -219,6 +225,7 @@ class Deadlines:
         return len(self._due)
 
     def add(self, key: Hashable) -> None:
+        self._due.pop(key, None)  # the order of the dict is the order of the deadlines
         self._due[key] = time.monotonic() + self._seconds
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._sweep)
@@ -227,12 +234,16 @@ class Deadlines:
         self._due.pop(key, None)
 
     def _sweep(self) -> None:
-        self._timer = None
         now = time.monotonic()
-        while self._due:
-            key, due = next(iter(self._due.items()))
-            if due > now:
-                self._timer = self._loop.call_later(due - now, self._sweep)
-                return
-            del self._due[key]
-            self._expire(key)
+        try:
+            while self._due:
+                key, due = next(iter(self._due.items()))
+                if due > now:
+                    break
+                del self._due[key]
+                self._expire(key)
+        finally:
+            self._timer = None
+            if self._due:
+                first = next(iter(self._due.values()))
+                self._timer = self._loop.call_later(max(0.0, first - now), self._sweep)

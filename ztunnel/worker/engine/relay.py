@@ -192,7 +192,8 @@ class Relay:
     def __init__(
         self, loop: Loop, pipes: Pipes, near: socket.socket, far: socket.socket, done: Callable[[Ending], None]
     ) -> None:
-        view = loop.scratch.clear_view[-COPY_SIZE:]
+        # Not `clear`: frames of a tunnel may wait there for the end of the turn.
+        view = loop.scratch.cipher_view[:COPY_SIZE]
         self._loop = loop
         self._near = near
         self._far = far

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ztunnel.core.wire import frames
-from ztunnel.worker.engine.ending import FINISHED, RESET_BY_APPLICATION, Ending
+from ztunnel.worker.engine.ending import FINISHED, RESET_BY_APPLICATION, RESET_BY_PEER, Ending
 from ztunnel.worker.engine.loop import FAILED, HUNG_UP, IN, OUT
 from ztunnel.worker.engine.scratch import READ_SIZE
 from ztunnel.worker.engine.tcp import abort_on_close
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CORK_BELOW = 8 * 1024
 """Reads smaller than this wait for the end of the turn, so that several share one TLS record."""
 MAX_IOV = 64
+SMALL_PIECE = 16 * 1024
+"""Queued pieces below this are joined: a peer's tiny frames must not cost more memory than the window says."""
 PARKED = -1
 """In place of the events: the socket is not in the loop for now."""
 
@@ -43,11 +45,20 @@ class StreamOwner(Protocol):
         """Nothing of the stream is left; its byte counts are final."""
 
 
+class Joined(Protocol):
+    """What carries the bytes when a stream is only a leash."""
+
+    def leash_ended(self, ending: Ending) -> None:
+        """The stream is over, and with it the right to carry on."""
+
+
 class Stream:
     __slots__ = (
         "_consumed",
+        "_ending",
         "_events",
         "_fd",
+        "_joined",
         "_queue",
         "_read_done",
         "_receive_window",
@@ -80,9 +91,11 @@ class Stream:
         self._sock: socket.socket | None = None
         self._fd = -1
         self._events = 0
-        self._queue: deque[bytes] | None = None
+        self._queue: deque[bytearray | memoryview] | None = None
         self._read_done = False
         self._write_done = False
+        self._ending: Ending | None = None
+        self._joined: Joined | None = None
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} of {self.tunnel!r}, {self.sent} bytes sent, {self.received} received>"
@@ -91,6 +104,16 @@ class Stream:
     def buffered(self) -> int:
         """Bytes that wait for the application to read them."""
         return sum(map(len, self._queue)) if self._queue else 0
+
+    @property
+    def pieces(self) -> int:
+        """In how many pieces they wait."""
+        return len(self._queue) if self._queue else 0
+
+    @property
+    def remote_ended(self) -> bool:
+        """The peer sent END_STREAM: it may send nothing more but WINDOW_UPDATE, PRIORITY and RST_STREAM."""
+        return self._write_done
 
     @property
     def closed(self) -> bool:
@@ -105,9 +128,26 @@ class Stream:
         self._recv_into: Any = sock.recv_into
         self._send: Any = sock.send
 
+    def join(self, joined: Joined) -> socket.socket | None:
+        """Become a leash: the bytes take another way, this stream only says that they may. Gives up the socket."""
+        self._joined = joined
+        self._receive_window = 0
+        sock, self._sock = self._sock, None
+        self._fd = -1
+        return sock
+
+    def end_leash(self) -> None:
+        """Both directions of the join have ended with FIN; so does the stream."""
+        if not self.closed:
+            self._read_done = True
+            self.tunnel.write(frames.end_stream(self.id))
+            self._finish_if_done()
+
     def start(self) -> None:
-        """Begin to carry bytes. The socket is attached."""
+        """Begin to carry bytes. The socket is attached, unless the stream is a leash."""
         self.answered = True
+        if self._joined is not None:
+            return
         self._events = IN
         if self._queue:
             self._events |= OUT
@@ -115,11 +155,24 @@ class Stream:
         if self._write_done and not self._queue:
             self._shut_down_write()
 
+    def start_closed(self) -> None:
+        """The stream ended while its socket was being made: the application is reset, the owner told."""
+        sock, self._sock = self._sock, None
+        self._fd = -1
+        if sock is not None:
+            abort_on_close(sock)
+            self.tunnel.loop.close(sock)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.ended(self._ending or RESET_BY_PEER)
+
     # ---- application to tunnel ----
 
     def on_event(self, event: int) -> None:
-        if event & OUT and self._queue:
+        if event & (OUT | FAILED | HUNG_UP) and self._queue:
             self._on_writable()
+            if self._fd < 0:
+                return
         if self._events & IN:
             if event & ~OUT:
                 self._on_readable()
@@ -142,7 +195,11 @@ class Stream:
 
     def resume(self) -> None:
         """There is a window again: read on."""
-        self._watch(IN if self._events == PARKED else self._events | IN)
+        self._watch(self._watched | IN)
+
+    @property
+    def _watched(self) -> int:
+        return 0 if self._events == PARKED else self._events
 
     def _on_readable(self) -> None:
         tunnel = self.tunnel
@@ -239,7 +296,7 @@ class Stream:
             return False
         sent = 0
         if self._queue is not None:
-            self._queue.append(bytes(view))
+            self._enqueue(view)
         elif self.answered:
             try:
                 sent = self._send(view)
@@ -249,14 +306,30 @@ class Stream:
                 self._on_error()
                 return True
             if sent < size:
-                self._queue = deque((bytes(view[sent:]),))
-                self._watch(self._events | OUT)
+                self._enqueue(view[sent:])
+                self._watch(self._watched | OUT)
         else:
-            self._queue = deque((bytes(view),))
+            self._enqueue(view)
         if sent:
             self.received += sent
             self._credit(sent)
         return True
+
+    def _enqueue(self, view: memoryview) -> None:
+        queue = self._queue
+        if queue is None:
+            self._queue = deque((bytearray(view),))
+            return
+        last = queue[-1]
+        if len(last) < SMALL_PIECE and isinstance(last, bytearray):
+            last += view
+        else:
+            queue.append(bytearray(view))
+
+    def padded(self, size: int) -> None:
+        """Padding of a DATA frame: it counts against the window and is consumed at once (RFC 9113 section 6.1)."""
+        self._receive_window -= size
+        self._credit(size)
 
     def _credit(self, size: int) -> None:
         self._consumed += size
@@ -282,17 +355,19 @@ class Stream:
         while queue and sent >= len(queue[0]):
             sent -= len(queue.popleft())
         if sent:
-            queue[0] = queue[0][sent:]
+            queue[0] = memoryview(queue[0])[sent:]
         if not queue:
             self._queue = None
-            self._watch(self._events & ~OUT)
+            self._watch(self._watched & ~OUT)
             if self._write_done:
                 self._shut_down_write()
 
     def end_received(self) -> None:
         """END_STREAM: the peer's application has finished sending."""
         self._write_done = True
-        if self._queue is None and self.answered and self._fd >= 0:
+        if self._joined is not None:
+            self._finish_if_done()
+        elif self._queue is None and self.answered and self._fd >= 0:
             self._shut_down_write()
 
     def _shut_down_write(self) -> None:
@@ -308,8 +383,13 @@ class Stream:
 
     def reset_received(self, code: int) -> None:
         """RST_STREAM: a reset travels on, except that a peer which is done may stop listening (RFC 9113 8.1)."""
-        if code == frames.NO_ERROR and self._write_done:
-            self._finish(FINISHED if not self._queue else Ending("the peer stopped listening"))
+        if code == frames.NO_ERROR and self._write_done and self.answered:
+            self._read_done = True
+            self.tunnel.paused.pop(self.id, None)
+            if self._queue is None:
+                self._finish(FINISHED)
+            else:  # a complete answer is not lost because its sender stops listening
+                self._watch(self._watched & ~IN)
             return
         self._finish(Ending(f"the tunnel's peer reset the stream ({frames.error_name(code)})"))
 
@@ -333,6 +413,7 @@ class Stream:
         if tunnel.streams.pop(self.id, None) is None:
             return
         tunnel.paused.pop(self.id, None)
+        self._ending = ending
         sock, self._sock = self._sock, None
         self._fd = -1
         self._queue = None
@@ -342,6 +423,9 @@ class Stream:
             if not ending.ok:
                 abort_on_close(sock)
             tunnel.loop.close(sock)
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            joined.leash_ended(ending)
         owner, self.owner = self.owner, None
         if owner is not None:
             owner.ended(ending)

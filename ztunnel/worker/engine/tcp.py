@@ -85,7 +85,12 @@ class Listener:
                     return
                 continue
             sock.setblocking(False)
-            self._take(sock, peer)
+            try:
+                self._take(sock, peer)
+            except Exception:
+                # A bug in the set-up of one connection ends that one, never the listener.
+                log.exception("the connection from %s could not be set up; it is closed", peer)
+                sock.close()
             if not self._open:
                 return
 
@@ -96,8 +101,7 @@ class Listener:
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._loop.remove(self._sock.fileno())
-            self._sock.close()
+            self._loop.close(self._sock)
 
 
 Connected = Callable[[OSError | None], None]

@@ -34,6 +34,9 @@ CIPHERSUITES = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384"
 GROUPS = b"X25519MLKEM768:X25519"
 ALPN = b"h2"
 
+_RECORD = 16 * 1024
+"""Most plaintext of one TLS record (RFC 8446 section 5.1)."""
+
 _lib: Any = _util.lib
 _ffi: Any = _util.ffi
 
@@ -234,6 +237,9 @@ class Session:
         except SSL.WantReadError:
             return False
         except (SSL.Error, TlsError) as error:
+            # A callback's refusal leaves errors in OpenSSL's queue, which belongs to the thread: the next read of
+            # another connection would find them and believe that it had failed.
+            _lib.ERR_clear_error()
             raise TlsError(self._explain(error)) from error
         if self._connection.get_alpn_proto_negotiated() not in (ALPN, b""):
             raise TlsError("the peer chose another protocol than h2")
@@ -279,7 +285,7 @@ class PortableSession(Session):
         end = start
         try:
             while True:
-                end += self._connection.recv_into(view[end:])
+                end += self._connection.recv_into(view[end : end + _RECORD])
         except SSL.WantReadError:
             return end
         except SSL.ZeroReturnError:
@@ -293,7 +299,7 @@ class PortableSession(Session):
         done = 0
         try:
             while done < size:
-                done += self._connection.send(view[done : min(size, done + 16384)])
+                done += self._connection.send(view[done : min(size, done + _RECORD)])
         except SSL.Error as error:
             raise TlsError(self._explain(error)) from error
         return self._drain_output()
@@ -313,7 +319,6 @@ class _Pointers:
 
 _SSL_ERROR_WANT_READ = 2
 _SSL_ERROR_ZERO_RETURN = 6
-_RECORD = 16 * 1024
 
 
 class FastSession(Session):

@@ -12,12 +12,16 @@ from collections import deque
 from ztunnel.core.errors import TlsError
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.loop import IN, OUT, Loop
-from ztunnel.worker.engine.scratch import CORK_LIMIT
+from ztunnel.worker.engine.scratch import CORK_LIMIT, READ_SIZE
 from ztunnel.worker.engine.tls import Session
 
-MAX_UNSENT = 64 * 1024 * 1024
+MAX_UNSENT = 16 * 1024 * 1024
 """Bytes that may wait for a peer that does not read; only control frames can pile up that far."""
 MAX_IOV = 64
+FIRST_READ = 64 * 1024
+SMALLEST_READ = 16 * 1024
+FRAMES_PER_READ = 4096
+"""Frames of one read that are handled without a look at other connections; more make the next read smaller."""
 
 
 class Transport:
@@ -35,6 +39,7 @@ class Transport:
         self._unsent: deque[bytes] = deque()
         self._unsent_size = 0
         self._carry = b""
+        self._appetite = FIRST_READ
 
     # ---- what the subclass does with it ----
 
@@ -61,15 +66,17 @@ class Transport:
         if client:
             self._send_sealed(self.session.start())
 
-    def _shut(self) -> None:
+    def _shut(self, *, linger: bool = False) -> None:
         """Forget and close the socket; what was written before is sent as far as the socket takes it."""
-        if self.loop.corked is self:
-            self.flush()
+        self.flush_if_corked()
         if not self.blocked:
             self._send_sealed(self.session.close_notify())
         self.closed = True
         self._unsent.clear()
-        self.loop.close(self._sock)
+        if linger:
+            self.loop.lingering.add(self._sock)
+        else:
+            self.loop.close(self._sock)
 
     # ---- reading ----
 
@@ -82,7 +89,7 @@ class Transport:
     def _on_readable(self) -> None:
         scratch = self.scratch
         try:
-            size = self._sock.recv_into(scratch.cipher)
+            size = self._sock.recv_into(scratch.cipher, self._appetite)
         except BlockingIOError:
             return
         except OSError as error:
@@ -113,6 +120,13 @@ class Transport:
         if self.session.closed and not self.closed:
             self.close(Ending("the peer closed the connection"))
 
+    def _digested(self, frames: int) -> None:
+        """A read held so many frames: tiny ones cost the neighbours time, so less is read of them at once."""
+        if frames > FRAMES_PER_READ:
+            self._appetite = max(SMALLEST_READ, self._appetite * FRAMES_PER_READ // frames)
+        elif self._appetite < READ_SIZE:
+            self._appetite = min(READ_SIZE, self._appetite * 2)
+
     # ---- writing ----
 
     def claim(self, size: int) -> int:
@@ -138,6 +152,10 @@ class Transport:
         end = at + len(data)
         self.scratch.clear[at:end] = data
         self.scratch.used = end
+
+    def flush_if_corked(self) -> None:
+        if self.loop.corked is self:
+            self.flush()
 
     def flush(self) -> None:
         """Seal and send what this transport has corked."""
