@@ -49,7 +49,7 @@ class _Workload(click.ParamType[tuple[str, str]]):
 @click.option("--workload", type=_Workload(), help="NAMESPACE/NAME of the workload that lives there.")
 @click.option("--netns", metavar="NAME", default="", help="Its network namespace: name (`ip netns`) or path.")
 @click.option("--pid", type=click.IntRange(min=1), help="Instead of --netns: a process that is in it.")
-@click.option("--service-account", default="default", show_default=True, help="Second half of its identity.")
+@click.option("--service-account", default="", help="Refuse unless it is this one.  [default: the workload's]")
 @click.option("--capture", type=click.Choice([mode.value for mode in CaptureMode]), help="Default: CAPTURE_MODE.")
 @click.option("--interface", default="", help="Capture mode node: the node's interface towards the pod.")
 @click.option("--uid", default="", help="A name for this enrolment.  [default: NAMESPACE/NAME]")
@@ -74,7 +74,7 @@ def enroll(
 
     \b
     Examples:
-      ztunnel enroll --netns web --workload default/web --service-account web
+      ztunnel enroll --netns web --workload default/web
       ztunnel enroll --pid 4711 --workload default/web --capture tproxy
       ztunnel enroll --list
     """

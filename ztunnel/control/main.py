@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import trio
 
 from ztunnel import __version__
-from ztunnel.config.settings import Settings
+from ztunnel.config.settings import Settings, WorkloadInfo
 from ztunnel.control.admin import servers
 from ztunnel.control.admin.source import AdminSource, MeshView, PodView
 from ztunnel.control.fleet import Fleet
@@ -34,6 +34,7 @@ from ztunnel.control.reports import Reports
 from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.core.model.identity import Identity
+from ztunnel.core.model.workload import Workload
 from ztunnel.link.channel import Channel
 from ztunnel.link.messages import (
     CertificateFailed,
@@ -155,9 +156,15 @@ class Control:
         else:
             if pods:
                 log.warning("the pods of the mesh file are not served: PROXY_MODE=dedicated serves only %s", info)
+            self._warn_of_stranger(info)
             self._pods.replace(Origin.DEDICATED, [dedicated(self._settings, info)], first)
         self._pods_known = True
         self._pods_guard.release()
+
+    def _warn_of_stranger(self, info: WorkloadInfo) -> None:
+        workload = self._find_workload(info.namespace, info.name)
+        if workload is None or workload.service_account != info.service_account:
+            log.warning("%s is no workload of the mesh: its connections are refused until it is", info)
 
     def _pod_gone(self, pod: PodSpec) -> None:
         """Its key goes with the last pod of an identity."""
@@ -168,16 +175,16 @@ class Control:
                 self._wanted.discard(identity)
                 self._certificates.forget(identity)
 
-    def _addresses(self, namespace: str, name: str) -> tuple[str, ...]:
+    def _find_workload(self, namespace: str, name: str) -> Workload | None:
         for workload in self._mesh.mesh.workloads:
             if (workload.namespace, workload.name) == (namespace, name):
-                return workload.workload_ips
-        return ()
+                return workload
+        return None
 
     async def _run_enroller(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Without a socket the agent can do all but enrol, so only one that was asked for is needed."""
         settings = self._settings
-        enroller = Enroller(self._pods, CaptureMode(settings.capture_mode), self._addresses)
+        enroller = Enroller(self._pods, CaptureMode(settings.capture_mode), self._find_workload)
         try:
             await enroller.run(settings.enroll_uds, task_status=task_status)
         except PlatformError as error:

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -32,6 +32,7 @@ from ztunnel.control.pods.requests import (
 from ztunnel.core.errors import ConfigError, PlatformError, ZtunnelError
 from ztunnel.core.model.address import canonical_ip
 from ztunnel.core.model.capture import CaptureMode
+from ztunnel.core.model.workload import Workload
 
 MAX_CONNECTIONS = 32
 SILENCE = 10.0
@@ -42,16 +43,17 @@ MAX_NAME = 253
 log = logging.getLogger("ztunnel.control.pods")
 
 
-class Enroller:
-    """`run` it where pods may be enrolled. `capture` is the mode of those that name none; `addresses` gives the
-    addresses of a workload by namespace and name, as far as they are known."""
+Find = Callable[[str, str], Workload | None]
 
-    def __init__(
-        self, pods: PodManager, capture: CaptureMode, addresses: Callable[[str, str], tuple[str, ...]]
-    ) -> None:
+
+class Enroller:
+    """`run` it where pods may be enrolled. `capture` is the mode of those that name none; `find` gives a workload of
+    the mesh by namespace and name."""
+
+    def __init__(self, pods: PodManager, capture: CaptureMode, find: Find) -> None:
         self._pods = pods
         self._capture = capture
-        self._addresses = addresses
+        self._find = find
         self._places = trio.Semaphore(MAX_CONNECTIONS)
 
     async def run(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -111,38 +113,57 @@ class Enroller:
     def _spec(self, request: Enroll) -> PodSpec:
         """Raises ConfigError when the request cannot be meant."""
         mode = request.capture or self._capture
-        problems = []
-        for field in ("namespace", "name", "service_account"):
-            value = getattr(request, field)
-            if not 0 < len(value) <= MAX_NAME or "/" in value or not value.isprintable():
-                problems.append(f"{field} {value[:40]!r} is no name")
-        if len(request.uid) > 2 * MAX_NAME:
-            problems.append("uid is too long")
-        if mode is CaptureMode.NODE and not request.interface:
-            problems.append("capture node needs the node's interface towards the pod")
-        if mode is not CaptureMode.NODE and not request.netns:
-            problems.append(f"capture {mode.value} needs the pod's network namespace")
-        if mode is not CaptureMode.NODE and request.interface:
-            problems.append("only capture node has an interface")
-        ips = request.ips or self._addresses(request.namespace, request.name)
-        if mode is CaptureMode.NODE and not ips:
-            problems.append("capture node needs the pod's addresses, and the workload is not known")
-        try:
-            ips = tuple(canonical_ip(ip) for ip in ips)
-        except ValueError as error:
-            problems.append(str(error))
+        workload = self._find(request.namespace, request.name)
+        ips = request.ips or (workload.workload_ips if workload else ())
+        account = request.service_account or (workload.service_account if workload else "")
+        problems = [*_name_problems(request), *_place_problems(request, mode, ips)]
+        if workload is None:
+            problems.append(f"{request.namespace}/{request.name} is no workload of the mesh")
+        elif account != workload.service_account:
+            problems.append(f"its service account in the mesh is {workload.service_account}, not {account}")
         if problems:
-            raise ConfigError("; ".join(problems), problems=tuple(problems))
+            raise ConfigError(
+                f"cannot enroll {request.namespace[:MAX_NAME]}/{request.name[:MAX_NAME]}: {'; '.join(problems)}",
+                problems=tuple(problems),
+                hint="`ztunnel show workloads` lists the mesh; LOCAL_XDS_PATH names its file",
+            )
         return PodSpec(
             uid=request.uid or f"{request.namespace}/{request.name}",
             namespace=request.namespace,
             name=request.name,
-            service_account=request.service_account,
+            service_account=account,
             capture=mode,
             netns=request.netns,
             interface=request.interface,
-            ips=ips,
+            ips=tuple(map(canonical_ip, ips)),
         )
+
+
+def _name_problems(request: Enroll) -> Iterator[str]:
+    for field in ("namespace", "name"):
+        value = getattr(request, field)
+        if not 0 < len(value) <= MAX_NAME or "/" in value or not value.isprintable():
+            yield f"{field} {value[:40]!r} is no name"
+    if len(request.uid) > 2 * MAX_NAME or not request.uid.isprintable():
+        yield f"uid {request.uid[:40]!r} is no name"
+
+
+def _place_problems(request: Enroll, mode: CaptureMode, ips: tuple[str, ...]) -> Iterator[str]:
+    if mode is CaptureMode.NODE:
+        if not request.interface:
+            yield "capture node needs the node's interface towards the pod"
+        if not ips:
+            yield "capture node needs the pod's addresses"
+    else:
+        if not request.netns:
+            yield f"capture {mode.value} needs the pod's network namespace"
+        if request.interface:
+            yield "only capture node has an interface"
+    for ip in ips:
+        try:
+            canonical_ip(ip)
+        except ValueError as error:
+            yield str(error)
 
 
 def listen(path: str) -> socket.socket:

@@ -22,7 +22,8 @@ class Enroll(msgspec.Struct, frozen=True, kw_only=True, tag_field="op", tag="enr
     namespace: str
     name: str
     """The workload's."""
-    service_account: str = "default"
+    service_account: str = ""
+    """Empty: the workload's; another one is refused."""
     netns: str = ""
     """Name (`ip netns`) or absolute path, as the agent sees it; empty only in NODE mode."""
     capture: CaptureMode | None = None

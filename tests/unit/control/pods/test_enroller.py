@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from mesh_samples import workload
 
 from ztunnel.control.pods import enroller as enroller_module
 from ztunnel.control.pods.enroller import Enroller, listen
@@ -16,7 +17,7 @@ from ztunnel.control.pods.pod import Origin
 from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.capture import CaptureMode
 
-WEB = {"op": "enroll", "netns": "web", "namespace": "demo", "name": "web", "service_account": "web"}
+WEB = {"op": "enroll", "netns": "web", "namespace": "demo", "name": "web"}
 
 
 class Pods:
@@ -67,8 +68,8 @@ def pods() -> Pods:
 @pytest.fixture
 async def client(pods: Pods, tmp_path: Path, nursery: trio.Nursery) -> Client:
     path = str(tmp_path / "run" / "enroll.sock")
-    known = {("demo", "node-pod"): ("10.0.0.9",)}
-    enroller = Enroller(pods, CaptureMode.REDIRECT, lambda namespace, name: known.get((namespace, name), ()))
+    known = {each.name: each for each in (workload("web"), workload("bad"), workload("node-pod", "10.0.0.9"))}
+    enroller = Enroller(pods, CaptureMode.REDIRECT, lambda namespace, name: known.get(name))
     await nursery.start(enroller.run, path)
     return Client(path)
 
@@ -116,7 +117,9 @@ async def test_a_node_mode_pod_has_the_addresses_of_its_workload(client: Client,
     [
         ({"namespace": ""}, "namespace '' is no name"),
         ({"name": "a/b"}, "name 'a/b' is no name"),
-        ({"service_account": "a\nb"}, "service_account"),
+        ({"service_account": "other"}, "its service account in the mesh is web, not other"),
+        ({"name": "stranger"}, "demo/stranger is no workload of the mesh"),
+        ({"uid": "a\nb"}, "is no name"),
         ({"name": "a" * 300}, "is no name"),
         ({"netns": ""}, "needs the pod's network namespace"),
         ({"capture": "node"}, "needs the node's interface"),
@@ -165,7 +168,7 @@ async def test_a_silent_client_is_let_go_and_disturbs_nobody(client: Client, mon
 async def test_the_socket_is_its_owners_and_goes_with_the_agent(pods: Pods, tmp_path: Path) -> None:
     path = str(tmp_path / "enroll.sock")
     async with trio.open_nursery() as nursery:
-        await nursery.start(Enroller(pods, CaptureMode.REDIRECT, lambda namespace, name: ()).run, path)
+        await nursery.start(Enroller(pods, CaptureMode.REDIRECT, lambda namespace, name: None).run, path)
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         nursery.cancel_scope.cancel()
     assert os.listdir(tmp_path) == []
