@@ -64,11 +64,12 @@ class Channel(ABC, Generic[Out, In]):
 def memory_link(max_queued_flows: int = MAX_QUEUED_FLOWS) -> tuple[Channel[Down, Up], Channel[Up, Down]]:
     """A link inside one process: the control half's end and the worker's end."""
     down: _Lane[Down] = _Lane(weight=lambda message: 0, limit=0)
-    up: _Lane[Up] = _Lane(weight=_flow_count, limit=max_queued_flows)
+    up: _Lane[Up] = _Lane(weight=flow_count, limit=max_queued_flows)
     return _MemoryChannel(down, up, up), _MemoryChannel(up, down, up)
 
 
-def _flow_count(message: Up) -> int:
+def flow_count(message: object) -> int:
+    """What a message counts towards the bound of queued flows."""
     return len(message.flows) if isinstance(message, Flows) else 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -50,12 +51,23 @@ class ApplicationTunnel(msgspec.Struct, frozen=True):
     port: int = 0
 
 
+if TYPE_CHECKING:
+    Destination = NetworkAddress | NamespacedHostname
+else:
+    Destination = tuple[str, str]  # what decoders see: they cannot tell one pair from the other
+
+
 class GatewayAddress(msgspec.Struct, frozen=True):
     """Where a waypoint or network gateway is: by address or by service host name."""
 
-    destination: NetworkAddress | NamespacedHostname
+    destination: Destination
     by_hostname: bool
     hbone_mtls_port: int = 15008
+
+    def __post_init__(self) -> None:
+        if type(self.destination) is tuple:  # decoded
+            kind = NamespacedHostname if self.by_hostname else NetworkAddress
+            msgspec.structs.force_setattr(self, "destination", kind(*self.destination))
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
