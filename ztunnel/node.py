@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from functools import partial
 
 from ztunnel.config.settings import Settings
 from ztunnel.control import main as control
@@ -18,6 +19,8 @@ from ztunnel.runtime.ready import Ready
 from ztunnel.runtime.signals import stop_on_signals
 from ztunnel.runtime.supervise import open_supervisor
 from ztunnel.worker import main as worker
+from ztunnel.worker.engine.driver import host
+from ztunnel.worker.engine.loop import Loop
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Allocations before a collection of each generation. Connections are freed by reference counts; what is collected
@@ -26,18 +29,24 @@ is rare, and a full collection with 8000 open connections costs tens of millisec
 log = logging.getLogger("ztunnel.node")
 
 
-async def run(settings: Settings, logs: Logs, *, drain: Drain | None = None) -> None:
+def serve(settings: Settings, logs: Logs) -> None:
+    """`run` as the whole process, with the engine's loop as its main loop."""
+    loop = Loop()
+    host(loop, partial(run, settings, logs, loop=loop))
+
+
+async def run(settings: Settings, logs: Logs, *, drain: Drain | None = None, loop: Loop | None = None) -> None:
     """Serve until told to stop (SIGTERM, SIGINT, quitquitquit) and drained.
 
     Raises ConfigError or PlatformError when the agent cannot start as it is set up. `drain` is for those who stop it
-    from inside the process; signals are caught all the same.
+    from inside the process; signals are caught all the same. `loop` is the host of this trio run, if it has one.
     """
     drain = drain or Drain()
     ready = Ready()
     down, up = memory_link()
     async with open_supervisor() as tasks:
         await tasks.start("signals", stop_on_signals, drain, settings.drain_deadline)
-        tasks.spawn("worker", _run_worker, up, settings)
+        tasks.spawn("worker", _run_worker, up, settings, loop)
         tasks.spawn("calm memory", _calm_memory, ready)
         await _run_control(down, settings, drain, ready, logs)
         tasks.stop()
@@ -47,10 +56,10 @@ async def _run_control(link: Channel[Down, Up], settings: Settings, drain: Drain
     await control.run([link], settings, drain=drain, ready=ready, logs=logs)
 
 
-async def _run_worker(link: Channel[Up, Down], settings: Settings) -> None:
+async def _run_worker(link: Channel[Up, Down], settings: Settings, loop: Loop | None) -> None:
     """The link ends with the worker, so that the control half does not wait for answers of a dead one."""
     try:
-        await worker.run(link, settings)
+        await worker.run(link, settings, loop)
     finally:
         link.close()
 

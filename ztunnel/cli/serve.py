@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
-import trio
 
 from ztunnel import __version__
 from ztunnel.config import Settings, load
@@ -80,7 +79,7 @@ def version() -> None:
 def _run(settings: Settings, logs: Logs) -> None:
     from ztunnel import node  # the whole agent, which the other commands of this module need not wait for
 
-    trio.run(node.run, settings, logs)
+    node.serve(settings, logs)
 
 
 def _mesh_config() -> str:

@@ -46,18 +46,24 @@ from ztunnel.worker.state.store import Store
 log = logging.getLogger("ztunnel.worker")
 
 
-async def run(link: Channel[Up, Down], settings: Settings) -> None:
-    """A worker: plays `link`'s messages until Drain has been answered or the link closes."""
-    loop = Loop()
+async def run(link: Channel[Up, Down], settings: Settings, loop: Loop | None = None) -> None:
+    """A worker: plays `link`'s messages until Drain has been answered or the link closes.
+
+    `loop` is the host of this trio run (`driver.host`); without one the worker makes its own and drives it.
+    """
+    hosted = loop is not None
+    loop = loop or Loop()
     async with trio.open_nursery() as nursery:
         worker = Worker(loop, link, settings, nursery)
-        nursery.start_soon(drive, loop)
+        if not hosted:
+            nursery.start_soon(drive, loop)
         try:
             await worker.play(link)
         finally:
             worker.close()
             nursery.cancel_scope.cancel()
-    loop.shutdown()
+    if not hosted:
+        loop.shutdown()
 
 
 class Worker:

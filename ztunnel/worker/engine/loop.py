@@ -23,6 +23,7 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -82,6 +83,7 @@ class Loop:
         self.now = time.monotonic()
         self._in_turn = False
         self._open = True
+        self._from_threads: deque[Callable[[], object]] = deque()
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.add(self._waker, IN, self._woken)
 
@@ -121,8 +123,16 @@ class Loop:
         if not self._in_turn and self._open:
             os.eventfd_write(self._waker, 1)
 
+    def call_threadsafe(self, call: Callable[[], object]) -> None:
+        """From any thread: soon, in this loop's thread."""
+        self._from_threads.append(call)
+        if self._open:
+            os.eventfd_write(self._waker, 1)
+
     def _woken(self, _event: int) -> None:
         os.eventfd_read(self._waker)
+        for _ in range(len(self._from_threads)):
+            self._from_threads.popleft()()
 
     # ---- time ----
 
