@@ -109,7 +109,11 @@ class _quiet:
 
 
 class Leftovers:
-    """What a test may not leave behind: descriptors, names of namespaces, links, child processes."""
+    """What a test may not leave behind: descriptors, child processes, names of namespaces, links.
+
+    Names and links are shared with the rest of the machine: of the names those with our process id count, and links
+    only where the namespace is our own.
+    """
 
     def __init__(self) -> None:
         self._before = self._now()
@@ -121,9 +125,11 @@ class Leftovers:
 
     @staticmethod
     def _now() -> Mapping[str, str]:
-        things = {f"link {name}": str(index) for index, name in socket.if_nameindex()}
+        things: dict[str, str] = {}
+        if in_user_namespace():
+            things |= {f"link {name}": str(index) for index, name in socket.if_nameindex()}
         if NAMED.is_dir():
-            things |= {f"namespace {name}": "named" for name in os.listdir(NAMED)}
+            things |= {f"namespace {name}": "named" for name in os.listdir(NAMED) if str(os.getpid()) in name}
         for task in os.listdir("/proc/self/task"):
             with _quiet():
                 for child in Path(f"/proc/self/task/{task}/children").read_text().split():

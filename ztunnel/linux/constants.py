@@ -44,3 +44,14 @@ ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
 """linux/if_ether.h"""
+
+SO_RCVBUFFORCE = 33
+"""asm-generic/socket.h"""
+
+SOL_PACKET = 263
+PACKET_OUTGOING = 4
+PACKET_STATISTICS = 6
+"""linux/socket.h, linux/if_packet.h"""
+
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""

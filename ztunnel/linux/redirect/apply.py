@@ -4,8 +4,9 @@ Apply always leads from what is there to what is wanted: after ten times it is a
 replaced, and what an agent that was killed half-way left behind is put right. If a tool refuses, what was there before
 is put back. Remove looks through every backend that is installed.
 
-A table of iptables-nft in which nobody else has anything is removed as a whole (also when it is just empty, which
-means nothing); the tables of iptables-legacy are the kernel's own and stay, empty, once they were used.
+A table of iptables-nft in which nobody else has anything is removed as a whole, and so are built-in chains that are
+empty; whose they were cannot be told, and empty they mean nothing. The tables of iptables-legacy are the kernel's own
+and stay, empty, once they were used.
 
 Blocks for some tens of milliseconds: call it from a worker thread.
 """
@@ -178,7 +179,9 @@ def _put_back(before: Listing, netns: int | None) -> None:
     """After a failure: what was there before, and nothing else of ours. nft has put itself back already."""
     now = present(netns)
     for backend in _IPTABLES:
-        if tools.has(backend):
+        if not _of(before, backend) and _of(now, backend):
+            _clear(now, backend, netns)
+        elif _of(now, backend) != _of(before, backend):
             for family in _FAMILIES:
                 text = render_iptables.return_to(_of(now, backend), _of(before, backend), family)
                 _restore(backend, family, text, netns)
@@ -193,11 +196,17 @@ def _clear(before: Listing, backend: Backend, netns: int | None) -> None:
         return
     for family in _FAMILIES:
         found = _of(before, backend)
-        if backend is Backend.IPTABLES_NFT and tools.has(Backend.NFT):
-            whole = render_iptables.without_others(_saved(backend, family, netns))
-            _nft_file("".join(f"delete table {'ip' if family == 4 else 'ip6'} {name}\n" for name in whole), netns)
-            found = {place: lines for place, lines in found.items() if place.split()[1] not in whole}
+        if backend is Backend.IPTABLES_LEGACY or not tools.has(Backend.NFT):
+            _restore(backend, family, render_iptables.transition(found, None, family), netns)
+            continue
+        whole = render_iptables.without_others(_saved(backend, family, netns))
+        name = "ip" if family == 4 else "ip6"
+        _nft_file("".join(f"delete table {name} {table}\n" for table in whole), netns)
+        found = {place: lines for place, lines in found.items() if place.split()[1] not in whole}
         _restore(backend, family, render_iptables.transition(found, None, family), netns)
+        empty = [f"chain {name} {hook}" for hook in render_iptables.empty_hooks(_saved(backend, family, netns))]
+        there = _nft_chains(netns) if empty else ()
+        _nft_file("".join(f"delete {chain}\n" for chain in empty if chain in there), netns)
 
 
 def _of(found: Listing, backend: Backend) -> Listing:
@@ -232,6 +241,18 @@ def _nft(arguments: list[str], netns: int | None, stdin: str = "") -> str:
 def _nft_file(text: str, netns: int | None) -> None:
     if text:
         _nft(["-f", "-"], netns, text)
+
+
+def _nft_chains(netns: int | None) -> set[str]:
+    """Each chain as `chain FAMILY TABLE NAME`; iptables-save also shows built-in ones that do not exist."""
+    found, table = set(), ""
+    for line in _nft(["list", "chains"], netns).splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = " ".join(words[1:3])
+        elif words[:1] == ["chain"]:
+            found.add(f"chain {table} {words[1]}")
+    return found
 
 
 def _nft_tables(netns: int | None) -> list[str]:

@@ -113,6 +113,22 @@ def without_others(saved: str) -> tuple[str, ...]:
     return tuple(name for name, found in others.items() if not found)
 
 
+def empty_hooks(saved: str) -> list[str]:
+    """The built-in chains, of those we use, that hold no rule and only accept: `table chain`."""
+    empty: dict[str, None] = {}
+    table = ""
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            table = line[1:].strip()
+        elif line.startswith(":"):
+            chain, policy = line[1:].split()[:2]
+            if table in TABLES and chain in BUILT_IN.values() and policy == "ACCEPT":
+                empty[f"{table} {chain}"] = None
+        elif line.startswith("-A "):
+            empty.pop(f"{table} {line.split()[1]}", None)
+    return list(empty)
+
+
 def _create(table: Table, names: dict[Chain, str]) -> Iterator[str]:
     for chain in table.chains:
         yield f"-N {names[chain]}"

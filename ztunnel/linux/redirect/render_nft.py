@@ -69,7 +69,7 @@ def listing(table: str, listed: str) -> Listing:
             rules = found.setdefault(f"nft {table} {words.split()[1]}", [])
         elif words not in ("", "}") and not words.startswith("table "):
             rules.append(words)
-    return found if is_ours(table, found) else {}
+    return {f"nft {table}": [], **found} if is_ours(table, found) else {}
 
 
 def is_ours(table: str, found: Listing) -> bool:
