@@ -194,11 +194,17 @@ class HboneClient:
         if data:
             self._tls.sendall(data)
 
+    def read_raw(self) -> bytes:
+        """Decrypted bytes as they come; b"" when the server has closed."""
+        try:
+            return bytes(self._tls.recv(1 << 16))
+        except (SSL.ZeroReturnError, SSL.SysCallError):
+            return b""
+
     def events(self) -> list[Any]:
         """What comes next; [] when the server has closed."""
-        try:
-            data = self._tls.recv(1 << 16)
-        except (SSL.ZeroReturnError, SSL.SysCallError):
+        data = self.read_raw()
+        if not data:
             return []
         found = self._h2.receive_data(data)
         with contextlib.suppress(SSL.Error):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ztunnel.core.model.address import Address
-from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
+from ztunnel.core.model.connection import Connection, Direction, Refusal, Route
 from ztunnel.core.model.flow import Flow
 from ztunnel.link.messages import Counters, OpenConnection
 from ztunnel.worker.engine.ending import Ending
@@ -44,6 +44,7 @@ class Carried:
         "kit",
         "original",
         "pod",
+        "route",
         "sock",
         "source",
         "started",
@@ -69,6 +70,8 @@ class Carried:
         self.authority = ""
         self.edge = -1
         self.why = ""
+        self.route: Route | None = None
+        """Drawn, while the connection waits for a tunnel."""
         self.carrier: Stream | JoinEnd | Relay | None = None
         self.authorized: Connection | None = None
         """What was authorized (inbound), to be looked at again when policies change."""
@@ -87,9 +90,6 @@ class Carried:
         self.edge = edge
         self.why = why
         self.kit.ledger.opened(edge)
-
-    def deliver_to(self, delivery: Delivery) -> None:
-        self.actual = delivery.target
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.kit.answers.discard(self)

@@ -2,7 +2,8 @@
 
 `_attempt` is the whole set-up. It runs straight from the accept callback; where something is missing (the pod's own
 workload, a certificate, a tunnel) it says what, a task waits for that, and `_attempt` runs again: one set-up, not a
-fast and a slow copy.
+fast and a slow copy. A route is drawn once: a connection that waits for a tunnel keeps the endpoint it waits for, and
+is known by it if the tunnel fails.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class Outbound:
         if workload is None:
             return pod.wait_for_workload
         assert carried.original is not None
+        if carried.route is not None:
+            return self._tunnel(carried, workload, carried.route)
         if carried.original.port == PROBE_PORT and self._is_probe(carried, workload):
             return None
         kit = self._kit
@@ -99,9 +102,10 @@ class Outbound:
         if isinstance(decision, Refusal):
             carried.refuse(decision)
             return None
+        self._identify(carried, workload, decision)
         if decision.kind is RouteKind.HBONE:
             return self._tunnel(carried, workload, decision)
-        self._plain(carried, workload, decision)
+        self._plain(carried, decision)
         return None
 
     def _is_probe(self, carried: Carried, workload: Workload) -> bool:
@@ -125,9 +129,9 @@ class Outbound:
         key = PoolKey(workload.identity, chosen.identities, chosen.next_hop)
         tunnel = self.pool.take(key)
         if tunnel is None:
+            carried.route = chosen
             return lambda: self.pool.wait(key)
-        self._identify(carried, workload, chosen)
-        carried.authority = chosen.authority
+        carried.route = None
         kit = self._kit
         sock, carried.sock = carried.sock, None
         assert sock is not None
@@ -161,8 +165,7 @@ class Outbound:
 
     # ---- plain ----
 
-    def _plain(self, carried: Carried, workload: Workload, chosen: Route) -> None:
-        self._identify(carried, workload, chosen)
+    def _plain(self, carried: Carried, chosen: Route) -> None:
         kit, pod = self._kit, self._pod
         family = socket.AF_INET6 if ":" in chosen.next_hop.ip else socket.AF_INET
         try:
@@ -176,6 +179,7 @@ class Outbound:
     def _identify(self, carried: Carried, workload: Workload, chosen: Route) -> None:
         carried.destination = chosen.next_hop
         carried.actual = chosen.target
+        carried.authority = chosen.authority
         carried.identify(
             self._edges.number(
                 Direction.OUTBOUND,
