@@ -36,7 +36,7 @@ class _Command(NamedTuple):
 COMMANDS = {
     "serve": _Command("ztunnel.cli.serve", "serve", "Run the agent."),
     "proxy": _Command("ztunnel.cli.serve", "proxy", "Run the agent, as Istio's image is started.", hidden=True),
-    "demo": _Command("ztunnel.cli.demo", "demo", "See the whole path on this machine, in namespaces."),
+    "demo": _Command("ztunnel.cli.demo.command", "demo", "See the whole path on this machine, in namespaces."),
     "check": _Command("ztunnel.cli.check", "check", "Can this machine run the agent? Is the agent here well?"),
     "show": _Command("ztunnel.cli.show", "show", "What a running agent knows: workloads, certs, connections ..."),
     "enroll": _Command("ztunnel.cli.enroll", "enroll", "Let the agent serve a network namespace."),

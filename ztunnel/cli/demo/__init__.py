@@ -1,0 +1,1 @@
+"""`ztunnel demo`: the whole path on real traffic, in namespaces of its own, proven beat by beat."""
