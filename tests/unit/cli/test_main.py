@@ -1,0 +1,110 @@
+"""The command as a whole: fast help, lazy commands, and failures as sentences with exit codes."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from ztunnel import cli
+from ztunnel.core.errors import ConfigError, PlatformError, UpstreamError
+
+
+def test_help_shows_every_command_and_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("serve", "check", "show", "enroll", "unenroll", "ca", "version"):
+        assert f"\n  {name} " in text
+    assert "PROXY_MODE=dedicated" in text
+    assert "proxy " not in text.split("Commands:")[1]
+
+
+def test_help_imports_none_of_the_commands() -> None:
+    script = (
+        "import sys; from ztunnel.cli import run; run(['--help']); "
+        "print([name for name in ('trio', 'h2', 'OpenSSL', 'yaml', 'starlette') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_that_is_there_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name not in cli.cli.list_commands(click.Context(cli.cli)) and not cli.COMMANDS[name].hidden:
+        assert cli.run([name, "--help"]) == 2
+        return
+    assert cli.run([name, "--help"]) == 0
+    assert "Usage: ztunnel" in capsys.readouterr().out
+
+
+def test_a_command_that_is_missing_does_not_break_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = cli._Command("ztunnel.cli.nowhere", "nowhere", "Is not there.")
+    monkeypatch.setitem(cli.COMMANDS, "nowhere", missing)
+    assert cli.run(["--help"]) == 0
+    assert "nowhere" not in capsys.readouterr().out
+    assert cli.run(["nowhere"]) == 2
+
+
+def test_version_has_istios_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["version"]) == 0
+    assert capsys.readouterr().out.startswith('version.BuildInfo{Version:"0.')
+
+
+@pytest.mark.parametrize("command", [["serve"], ["proxy"], ["proxy", "ztunnel"]])
+def test_a_wrong_environment_is_told_line_by_line_with_exit_code_2(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PROXY_MODE", "dedicated")
+    monkeypatch.setenv("SECRET_TTL", "soon")
+    assert cli.run(command) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: the environment has 2 problems"
+    assert lines[1].startswith("  SECRET_TTL='soon'")
+    assert lines[2].startswith("  PROXY_WORKLOAD_INFO is missing")
+    assert lines[3].startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PlatformError("no right", hint="be root"), 2, "error: no right\nhint: be root\n"),
+        (ConfigError("wrong", problems=("wrong",)), 2, "error: wrong\n"),
+        (ConfigError("two", problems=("a", "b"), hint="c"), 2, "error: two\n  a\n  b\nhint: c\n"),
+        (UpstreamError("nobody answers"), 1, "error: nobody answers\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (click.UsageError("what?"), 2, "Error: what?\n"),
+    ],
+)
+def test_failures_are_sentences_and_exit_codes(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    assert cli.run(["anything"]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_nobody_on_the_enroll_socket_is_said_with_what_to_do(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["enroll", "--list", "--socket", str(tmp_path / "none.sock")]) == 2
+    text = capsys.readouterr().err
+    assert "none.sock: No such file or directory" in text
+    assert "hint: is a shared agent running" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["enroll", "--netns", "a"],
+        ["enroll", "--netns", "a", "--pid", "1", "--workload", "a/b"],
+        ["enroll", "--netns", "a", "--workload", "b"],
+        ["enroll", "--netns", "a", "--workload", "a/b/c"],
+        ["unenroll"],
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == 2
+    assert "Error: " in capsys.readouterr().err
