@@ -91,7 +91,7 @@ def _neighbours(netns: int | None, ipv6: bool) -> Iterator[str]:
     except ValueError:
         raise PlatformError("`ip -j address` gave no JSON", hint="iproute2 4.15 or newer is needed") from None
     for link in links:
-        for entry in link.get("addr_info", ()):
+        for entry in filter(None, link.get("addr_info", ())):  # what the filter left out is shown as {}
             own = ip_interface(f"{entry['local']}/{entry['prefixlen']}")
             other = next((host for host in own.network.hosts() if host != own.ip), None)
             if other is not None:

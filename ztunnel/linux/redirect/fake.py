@@ -1,4 +1,4 @@
-"""Capture in memory, for tests of those who use it: the same rules and refusals, no kernel."""
+"""Capture in memory, for tests of those who use it: the same functions, rules and refusals, no kernel."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import pytest
 
 from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.linux.redirect.capture import Capture
 from ztunnel.linux.redirect.fake import FakeCapture
 from ztunnel.linux.redirect.model import CaptureSpec
 
@@ -14,7 +13,7 @@ SPEC = CaptureSpec(mode=CaptureMode.REDIRECT)
 
 
 def test_apply_is_idempotent_and_remove_undoes_it() -> None:
-    capture: Capture = FakeCapture()
+    capture = FakeCapture()
     assert len(capture.apply(SPEC, 7)) > 20
     assert capture.apply(SPEC, 7) == []
     assert capture.verify(SPEC, 7) == []
