@@ -14,7 +14,6 @@ from ztunnel.core.model.address import Address
 
 REDACTED = "(redacted)"
 SECRETS = frozenset({"auth_token"})
-HEADERS = frozenset({"xds_headers", "ca_headers"})
 Dump = dict[str, Any]
 
 
@@ -44,7 +43,7 @@ def _shown(field: str, value: object) -> str:
         return "-"
     if field in SECRETS:
         return REDACTED
-    if field == "local_xds":
+    if field == "local_xds" or "-----BEGIN" in str(value):
         return f"({len(str(value))} characters)"
     return written(value)
 
@@ -70,9 +69,12 @@ def duration(seconds: float) -> str:
 
 
 def to_config_dump(settings: Settings, *, proxy_args: str = "") -> Dump:
-    """`config` of a config_dump: ztunnel's keys, then the rest of ours in the same camelCase."""
+    """`config` of a config_dump: ztunnel's keys, then `settings`, all of ours by variable with their origins.
+
+    Listener addresses are text and the others objects, because they are of two types in ztunnel (src/config.rs).
+    """
     s = settings
-    dump: Dump = {
+    return {
         "proxy": s.enable_proxy,
         "dnsProxy": False,  # there is none yet, whatever ISTIO_META_DNS_CAPTURE says
         "windowSize": s.http2_stream_window_size,
@@ -84,9 +86,9 @@ def to_config_dump(settings: Settings, *, proxy_args: str = "") -> Dump:
         "adminAddr": _bind(s.admin_addr),
         "statsAddr": _bind(s.stats_addr),
         "readinessAddr": _bind(s.readiness_addr),
-        "inboundAddr": _bind((Address(s.wildcard, s.inbound_port),)),
-        "inboundPlaintextAddr": _bind((Address(s.wildcard, s.inbound_plaintext_port),)),
-        "outboundAddr": _bind((Address(s.wildcard, s.outbound_port),)),
+        "inboundAddr": str(Address(s.wildcard, s.inbound_port)),
+        "inboundPlaintextAddr": str(Address(s.wildcard, s.inbound_plaintext_port)),
+        "outboundAddr": str(Address(s.wildcard, s.outbound_port)),
         "dnsProxyAddr": s.istio_meta_dns_proxy_addr,
         "illegalPorts": sorted(s.illegal_ports),
         "network": s.network,
@@ -107,7 +109,7 @@ def to_config_dump(settings: Settings, *, proxy_args: str = "") -> Dump:
         "fakeCa": s.fake_ca,
         "selfTerminationDeadline": _duration(s.drain_deadline),
         "proxyMetadata": dict(s.proxy_metadata),
-        "numWorkerThreads": s.workers,
+        "numWorkerThreads": s.workers or 1,
         "requireOriginalSource": s.enable_orig_src,
         "proxyArgs": proxy_args,
         "inpodUds": s.inpod_uds,
@@ -122,45 +124,8 @@ def to_config_dump(settings: Settings, *, proxy_args: str = "") -> Dump:
         "ipv6Enabled": s.ipv6_enabled,
         "crlPath": s.crl_path or None,
         "enableEnhancedBaggage": s.enable_response_baggage,
+        "settings": {row.name: {"value": row.value, "origin": row.origin} for row in describe(s)},
     }
-    return dump | _own_settings(s)
-
-
-OWN_DURATIONS = (
-    "ping_interval",
-    "ping_timeout",
-    "connect_timeout",
-    "tls_handshake_timeout",
-    "http2_preface_timeout",
-    "connect_response_timeout",
-    "admin_header_timeout",
-)
-OWN_VALUES = (
-    "trust_domain",
-    "local_xds_path",
-    "local_ca_path",
-    "enroll_uds",
-    "capture_mode",
-    "capture_backend",
-    "exclude_inbound_ports",
-    "exclude_outbound_ports",
-    "exclude_inbound_cidrs",
-    "exclude_outbound_cidrs",
-    "same_node_join",
-    "rust_log",
-    "log_format",
-)
-
-
-def _own_settings(settings: Settings) -> Dump:
-    values = {name: getattr(settings, name) for name in OWN_VALUES}
-    dump = {_camel(name): list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return dump | {_camel(name): _duration(getattr(settings, name)) for name in OWN_DURATIONS}
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 def _duration(seconds: float) -> Dump:
@@ -198,8 +163,8 @@ def _socket_config(s: Settings) -> Dump:
     }
 
 
-def _redacted(headers: Mapping[str, str]) -> dict[str, str]:
-    return dict.fromkeys(headers, REDACTED)
+def _redacted(headers: Mapping[str, str]) -> list[list[str]]:
+    return [[name, REDACTED] for name in headers]
 
 
 def _own_workload(s: Settings) -> Dump | None:

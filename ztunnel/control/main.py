@@ -9,6 +9,7 @@ Whatever fails takes the whole half down, and with it the process.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 
@@ -84,7 +85,7 @@ class Control:
         self._wanted: set[Identity] = set()
         self._pods = PodManager(fleet.send, RuleCapture(settings), on_gone=self._pod_gone)
         self._metrics = Metrics(version=settings.istio_meta_istio_version)
-        self._reports = Reports(self._metrics)
+        self._reports = Reports(self._metrics, settings.log_format)
         self._worker_numbers: dict[str, Number] = {}
         self._metrics.add_gauges(self._gauges)
         self._metrics.add_counters(self._counters)
@@ -217,6 +218,7 @@ class Control:
             settings=self._settings,
             version=__version__,
             crypto_provider=crypto_provider(),
+            proxy_args=" ".join(sys.argv[1:]),
             mesh=self._view,
             static=self._static,
             certificates=self._certificates.snapshot,

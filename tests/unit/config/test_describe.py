@@ -33,13 +33,22 @@ def test_the_dump_has_ztunnels_keys_and_is_json():
     assert set(ZTUNNEL_KEYS.split()) <= set(dump)
     assert json.loads(json.dumps(dump)) == dump
     assert dump["adminAddr"] == {"Localhost": [True, 15000]}
-    assert dump["inboundAddr"] == {"SocketAddr": "[::]:15008"}
+    assert dump["statsAddr"] == {"SocketAddr": "[::]:15020"}
+    assert dump["inboundAddr"] == "[::]:15008"
     assert dump["poolUnusedReleaseTimeout"] == {"secs": 300, "nanos": 0}
     assert dump["illegalPorts"] == [15001, 15006, 15008]
     assert dump["proxyMode"] == "Shared"
     assert dump["xdsRootCert"] == {"File": "./var/run/secrets/istio/root-cert.pem"}
     assert dump["proxyArgs"] == "proxy ztunnel"
-    assert dump["connectTimeout"] == {"secs": 10, "nanos": 0}
+    assert dump["dnsProxy"] is False
+
+
+def test_the_dump_holds_every_setting_with_its_origin():
+    settings = load({"NETWORK": "net1"})
+    shown = to_config_dump(settings)["settings"]
+    assert list(shown) == [described.name for described in describe(settings)]
+    assert shown["NETWORK"] == {"value": "net1", "origin": "NETWORK"}
+    assert shown["CONNECT_TIMEOUT"] == {"value": "10s", "origin": "default"}
 
 
 def test_what_depends_on_the_mode_is_shown():
@@ -48,6 +57,7 @@ def test_what_depends_on_the_mode_is_shown():
     assert dump["proxyMode"] == "Dedicated"
     assert dump["proxyWorkloadInformation"] == {"name": "pod", "namespace": "ns", "serviceAccount": "sa"}
     assert dump["adminAddr"] == {"Localhost": [False, 15000]}
+    assert dump["inboundAddr"] == "0.0.0.0:15008"
     assert dump["packetMark"] is None
     assert row(settings, "PACKET_MARK")[1:3] == ("-", "PROXY_MODE")
 
@@ -63,8 +73,16 @@ def test_no_secret_is_shown():
     settings = load({"AUTH_TOKEN": "s3cret", "XDS_HEADER_AUTH": "s3cret", "CA_HEADER_AUTH": "s3cret"})
     assert "s3cret" not in json.dumps(to_config_dump(settings))
     assert "s3cret" not in str(describe(settings))
-    assert to_config_dump(settings)["xdsHeaders"] == {"AUTH": REDACTED}
+    assert to_config_dump(settings)["xdsHeaders"] == [["AUTH", REDACTED]]
     assert row(settings, "AUTH_TOKEN").value == REDACTED
+
+
+def test_roots_are_shown_as_where_they_come_from():
+    pem = "-----BEGIN CERTIFICATE-----"
+    settings = load({"XDS_ROOT_CA": pem, "CA_ROOT_CA": "SYSTEM"})
+    dump = to_config_dump(settings)
+    assert (dump["xdsRootCert"], dump["caRootCert"]) == ("Static", "Default")
+    assert row(settings, "XDS_ROOT_CA").value == f"({len(pem)} characters)"
 
 
 def test_an_inline_mesh_is_not_printed():

@@ -40,6 +40,8 @@ class AdminSource(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     crypto_provider: str
     """The TLS library and its version."""
+    proxy_args: str = ""
+    """The agent's command line, without the program."""
 
     mesh: Callable[[], Awaitable[MeshView]]
     static: Callable[[], Awaitable[MeshView]]

@@ -2,65 +2,64 @@
 
 Pure. Keys are camelCase, network addresses `network/ip`, port maps have text keys as JSON wants, and what is empty
 by default is left out where ztunnel leaves it out (reference: istio/ztunnel src/state/{workload,service}.rs, rbac.rs).
+Lists are made lazily, so that whoever writes a large dump can let others run in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from ztunnel.control.mesh.decode import camel
-from ztunnel.control.mesh.localfile import Mesh
 from ztunnel.core.model.policy import MatchKind, Policy, ServiceAccountMatch, StringMatch
 from ztunnel.core.model.service import CidrVip, Endpoint, HealthPolicy, IpFamilies, LoadBalancer, Service
 from ztunnel.core.model.workload import GatewayAddress, Health, Locality, Workload
 
 Shape = dict[str, Any]
-Endpoints = Mapping[str, Mapping[str, Endpoint]]
+Endpoints = dict[str, dict[str, Endpoint]]
 """`namespace/hostname` to workload uid to endpoint."""
 
 
-def state(workloads: Iterable[Workload], services: Iterable[Service], policies: Iterable[Policy]) -> Shape:
-    """The four keys of a config_dump that show the mesh."""
-    workloads, services = list(workloads), list(services)
-    known = {str(service.key): service for service in services}
-    behind = endpoints(workloads)
+def workloads(found: Iterable[Workload]) -> Iterator[Shape]:
+    """Sorted, as ztunnel sorts them; so are the two below."""
+    for each in sorted(found, key=lambda w: w.uid):
+        yield workload(each)
+
+
+def services(found: Iterable[Service], behind: Endpoints) -> Iterator[Shape]:
+    for each in sorted(found, key=lambda s: (s.hostname, s.namespace)):
+        yield service(each, _shown(each, behind.get(str(each.key), {})))
+
+
+def policies(found: Iterable[Policy]) -> Iterator[Shape]:
+    for each in sorted(found, key=lambda p: p.key):
+        yield policy(each)
+
+
+def staged(known: Iterable[Service], behind: Endpoints) -> Iterator[tuple[str, Shape]]:
+    """`stagedServices`: the endpoints of services that are not known (yet)."""
+    for key in sorted(behind.keys() - {str(s.key) for s in known}):
+        yield key, {uid: endpoint(e) for uid, e in sorted(behind[key].items())}
+
+
+def static(found: Iterable[Workload], known: Iterable[Service], rules: Iterable[Policy]) -> Shape:
+    """`staticConfig`: the local file in its own order, as lazy lists; workloads keep their port maps here."""
     return {
-        "workloads": [workload(w) for w in sorted(workloads, key=lambda w: w.uid)],
-        "services": [
-            service(s, _shown(s, behind.get(str(s.key), {})))
-            for s in sorted(services, key=lambda s: (s.hostname, s.namespace))
-        ],
-        "policies": [policy(p) for p in sorted(policies, key=lambda p: p.key)],
-        "stagedServices": {
-            key: {uid: endpoint(e) for uid, e in sorted(found.items())}
-            for key, found in sorted(behind.items())
-            if key not in known
-        },
+        "workloads": (
+            workload(w) | {"services": {key: _ports(ports) for key, ports in w.services.items()}} for w in found
+        ),
+        "policies": (policy(p) for p in rules),
+        "services": (service(s, {}) for s in known),
     }
 
 
-def static(mesh: Mesh) -> Shape:
-    """`staticConfig`: the local file as it is in force; workloads keep their port maps here."""
-    return {
-        "workloads": [
-            workload(w) | {"services": {key: _ports(ports) for key, ports in w.services.items()}}
-            for w in mesh.workloads
-        ],
-        "policies": [policy(p) for p in mesh.policies],
-        "services": [service(s, {}) for s in mesh.services],
-    }
-
-
-def endpoints(workloads: Iterable[Workload]) -> dict[str, dict[str, Endpoint]]:
-    """Which workloads back each service, healthy or not."""
-    found: dict[str, dict[str, Endpoint]] = {}
-    for w in workloads:
+def add_endpoints(behind: Endpoints, found: Iterable[Workload]) -> None:
+    """Note which of these workloads back which services, healthy or not; the workloads may come in pieces."""
+    for w in found:
         for key, ports in w.services.items():
-            found.setdefault(key, {})[w.uid] = Endpoint(w.uid, ports, w.status)
-    return found
+            behind.setdefault(key, {})[w.uid] = Endpoint(w.uid, ports, w.status)
 
 
 def workload(w: Workload) -> Shape:

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from ztunnel.control.admin.admin_app import PIECE, admin_app
+from ztunnel.control.admin.admin_app import admin_app
+from ztunnel.control.admin.dump import PIECE
 from ztunnel.control.admin.source import MeshView
 from ztunnel.core.model.workload import Workload
 
@@ -24,7 +25,7 @@ async def test_config_dump_is_exactly_the_golden_one(agent: Any, ask: Any) -> No
     assert reply.headers["content-type"] == "application/json"
     dumped = json.loads(reply.text)
     assert dumped["version"].pop("pythonVersion")
-    assert dumped["config"].pop("settings")["node_name"] == {"value": "node-1", "origin": "default"}
+    assert dumped["config"].pop("settings")["NODE_NAME"] == {"value": "node-1", "origin": "default"}
     golden = json.loads(GOLDEN.read_text())
     assert dumped == golden
     assert list(dumped) == list(golden)
@@ -63,8 +64,8 @@ async def test_config_dump_holds_no_secret(agent: Any, ask: Any) -> None:
     text = (await ask(admin_app(agent.source()), "/config_dump")).text
     assert "s3cret" not in text
     config = json.loads(text)["config"]
-    assert config["settings"]["xds_headers"]["value"] == {"authorization": "[redacted]"}
-    assert config["xdsRootCert"] == {"Static": "[redacted]"}
+    assert config["xdsHeaders"] == [["authorization", "(redacted)"]]
+    assert config["xdsRootCert"] == "Static"
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,39 @@
-"""Our config_dump has the keys that istioctl and the local file of ztunnel have."""
+"""A config_dump is written in pieces, and shows pods and their connections as istioctl reads them."""
 
 from __future__ import annotations
 
-import re
+import json
 from typing import Any
 
+import pytest
+
 from ztunnel.control.admin import dump
-from ztunnel.control.admin.source import MeshView, PodView
-from ztunnel.core.model.workload import Workload
+from ztunnel.control.admin.source import PodView
 from ztunnel.link.messages import OpenConnection
 
-CAMEL = re.compile(r"[a-z][A-Za-z0-9]*")
+
+async def written(value: object) -> str:
+    return "".join([piece async for piece in dump.pretty(value)])
 
 
-def test_workload_entries_are_sorted_and_in_camel_case() -> None:
-    mesh = MeshView(workloads=[Workload(uid="b", name="two"), Workload(uid="a", name="one")])
-    entries = list(dump.workloads(mesh))
-    assert [entry["uid"] for entry in entries] == ["a", "b"]
-    assert all(CAMEL.fullmatch(key) for entry in entries for key in entry)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"list": [], "text": 'é\n"', "object": {}},
+        {"list": [1, {"a": [2]}], "object": {"a": {"b": None}}},
+        {"list": [[]], "object": {"lists": []}, "last": True},
+    ],
+)
+async def test_lists_made_lazily_are_written_as_any_other(value: dict[str, Any]) -> None:
+    lazy = value | {"list": iter(value["list"])}
+    assert await written(lazy) == json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def test_endpoints_are_under_their_service_and_unknown_services_are_staged() -> None:
-    workload = Workload(uid="w", name="w", services={"ns/known": {80: 8080}, "ns/other": {1: 2}})
-    endpoints = dump.endpoints_of([workload])
-    assert endpoints["ns/known"] == {"w": {"workloadUid": "w", "port": {"80": 8080}, "status": "Healthy"}}
-    assert list(dump.staged(MeshView(), endpoints)) == ["ns/known", "ns/other"]
+async def test_lazy_lists_may_stand_one_deeper() -> None:
+    many = list(range(dump.PIECE * 2 + 1))
+    assert await written({"a": {"b": iter(many), "c": iter([])}}) == (
+        json.dumps({"a": {"b": many, "c": []}}, indent=2) + "\n"
+    )
 
 
 def test_connections_are_under_their_pod_and_those_of_unknown_pods_are_left_out() -> None:
