@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-
-from ztunnel.core.model.flow import Edge
 from ztunnel.link.messages import Counters, EdgeDefined, Flows
 from ztunnel.observe import access_log
+from ztunnel.observe.access_lines import AccessLines, EdgeText
+from ztunnel.observe.log_format import LogFormat
 from ztunnel.observe.metrics import Metrics
-
-log = logging.getLogger(access_log.TARGET)
 
 Report = EdgeDefined | Counters | Flows
 
 
 class Reports:
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, form: LogFormat = "plain") -> None:
         self._metrics = metrics
-        self._edges: dict[tuple[int, int], Edge] = {}
+        self._plain = AccessLines() if form == "plain" else None
+        self._edges: dict[tuple[int, int], EdgeText] = {}
 
     def hear(self, worker: int, report: Report) -> None:
         if isinstance(report, EdgeDefined):
-            self._edges[worker, report.number] = report.edge
+            self._edges[worker, report.number] = EdgeText.of(report.edge)
             self._metrics.define_edge(worker, report.number, report.edge)
         elif isinstance(report, Counters):
             self.count(worker, report)
@@ -33,9 +31,10 @@ class Reports:
         self._metrics.count(worker, opened=counters.opened, open_bytes=counters.open_bytes, sockets=counters.sockets)
 
     def _write(self, worker: int, report: Flows) -> None:
-        if not log.isEnabledFor(logging.ERROR):
+        edges = self._edges
+        pairs = [(flow, edges.get((worker, flow.edge))) for flow in report.flows]
+        if self._plain is not None:
+            self._plain.write(pairs)
             return
-        for flow in report.flows:
-            line = access_log.render(flow, self._edges.get((worker, flow.edge)))
-            if log.isEnabledFor(line.level):
-                log.log(line.level, line.message, extra={"fields": line.fields})
+        for flow, text in pairs:
+            access_log.write(flow, text.edge if text is not None else None)

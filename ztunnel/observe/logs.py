@@ -103,6 +103,11 @@ class _QueueHandler(logging.Handler):
         self.setFormatter(formatter(form))
 
     def emit(self, record: logging.LogRecord) -> None:
+        lines: list[str] | None = getattr(record, "lines", None)
+        if lines is not None:  # a batch that was rendered already
+            for line in lines:
+                self._writer.write(line)
+            return
         try:
             line = self.format(record)
         except Exception as error:  # A wrong log call must not end a connection.

@@ -43,8 +43,9 @@ def test_a_connection_is_counted_and_logged_with_the_names_of_its_edge(
     text = metrics.exposition(as_openmetrics=False).decode()
     assert 'istio_tcp_connections_opened_total{reporter="source",source_workload="a"' in text
     (record,) = caplog.records
-    assert record.message == "connection complete"
-    assert record.fields["src.workload"] == "a"
+    (line,) = record.lines
+    assert "connection complete" in line
+    assert 'src.workload="a"' in line
 
 
 def test_the_same_number_of_another_worker_is_another_edge(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
@@ -54,7 +55,7 @@ def test_the_same_number_of_another_worker_is_another_edge(metrics: Metrics, cap
     reports.hear(0, EdgeDefined(7, EDGE))
     reports.hear(1, EdgeDefined(7, other))
     reports.hear(1, Flows((FLOW,)))
-    assert caplog.records[0].fields["src.workload"] == "x"
+    assert 'src.workload="x"' in caplog.records[0].lines[0]
 
 
 def test_lines_that_nobody_wants_are_counted_all_the_same(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,7 @@ import hpack
 from ztunnel.core.wire import frames
 from ztunnel.worker.engine.budget import PER_BYTE, PER_CONNECTION, Budget
 from ztunnel.worker.engine.ending import Ending
-from ztunnel.worker.engine.loop import Loop
+from ztunnel.worker.engine.loop import IN, Loop
 from ztunnel.worker.engine.stream import Stream, StreamOwner
 from ztunnel.worker.engine.tls import Session
 from ztunnel.worker.engine.transport import Transport
@@ -658,5 +658,6 @@ class Tunnel(Transport):
             owner.opened(headers)
         if not stream.closed:
             stream.start()
+            stream.on_event(IN)  # a client has mostly spoken by now: its bytes need not wait for the next turn
         if flags & frames.END_STREAM and not stream.closed:
             stream.end_received()

@@ -113,8 +113,8 @@ class Loop:
             self._epoll.unregister(fd)
 
     def close(self, sock: socket.socket) -> None:
-        """Forget the socket now and close it at the end of the turn."""
-        self.remove(sock.fileno())
+        """Forget the socket now and close it at the end of the turn (which takes it out of the epoll set)."""
+        self._handlers.pop(sock.fileno(), None)
         self._closing.append(sock)
         self.wake()
 

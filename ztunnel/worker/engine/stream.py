@@ -371,6 +371,9 @@ class Stream:
             self._shut_down_write()
 
     def _shut_down_write(self) -> None:
+        if self._read_done:  # closing the socket sends the FIN as well
+            self._finish_if_done()
+            return
         assert self._sock is not None
         try:
             self._sock.shutdown(socket.SHUT_WR)

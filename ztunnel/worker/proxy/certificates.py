@@ -20,24 +20,12 @@ WAIT = 10.0
 
 
 class Credentials:
-    """One certificate in both roles; an OpenSSL context is made when it is first needed."""
+    """One certificate in both roles. Raises IdentityUnavailable when OpenSSL cannot use it."""
 
     def __init__(self, issued: CertificateIssued) -> None:
         self.issued = issued
-        self._client: Context | None = None
-        self._server: Context | None = None
-
-    @property
-    def client(self) -> Context:
-        if self._client is None:
-            self._client = Context(self.issued, server=False)
-        return self._client
-
-    @property
-    def server(self) -> Context:
-        if self._server is None:
-            self._server = Context(self.issued, server=True)
-        return self._server
+        self.client = Context(issued, server=False)
+        self.server = Context(issued, server=True)
 
 
 class Certificates:
@@ -74,23 +62,37 @@ class Certificates:
             self._failures.pop(identity, None)
             self._send(CertificateWanted(identity, Priority.NOW))
         waiting.append(event)
-        with trio.move_on_after(WAIT):
-            await event.wait()
+        try:
+            with trio.move_on_after(WAIT):
+                await event.wait()
+        finally:
+            if not event.is_set():
+                waiting.remove(event)
+                if not waiting:
+                    del self._waiting[identity]
         credentials = self.get(identity)
         if credentials is not None:
             return credentials
-        if event in self._waiting.get(identity, ()):
-            self._waiting[identity].remove(event)
-            if not self._waiting[identity]:
-                del self._waiting[identity]
-        why = self._failures.get(identity, f"the CA did not answer within {WAIT:g} s")
+        late = "what was issued has expired" if event.is_set() else f"the CA did not answer within {WAIT:g} s"
+        why = self._failures.get(identity, late)
         raise IdentityUnavailable(
             f"no certificate for {identity}: {why}", hint="`ztunnel show certs` tells the state of each certificate"
         )
 
+    def want_again(self) -> None:
+        """A control half is there, which knows of nothing: have it keep fresh what is used, and get what is missing."""
+        for identity in self._issued.keys() - self._waiting.keys():
+            self._send(CertificateWanted(identity, Priority.WARMUP))
+        for identity in self._waiting:
+            self._send(CertificateWanted(identity, Priority.NOW))
+
     def issued(self, message: CertificateIssued) -> None:
-        self._issued[message.identity] = Credentials(message)
-        self._failures.pop(message.identity, None)
+        try:
+            self._issued[message.identity] = Credentials(message)
+        except IdentityUnavailable as error:
+            self._failures[message.identity] = str(error)
+        else:
+            self._failures.pop(message.identity, None)
         self._wake(message.identity)
 
     def failed(self, message: CertificateFailed) -> None:
