@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -13,6 +14,7 @@ from netns_builder import Acceptor, Pod, Topology
 
 from ztunnel.cli import run
 from ztunnel.core.model.capture import CaptureMode
+from ztunnel.linux.netns import netns_id
 from ztunnel.linux.redirect.apply import apply, present, remove
 from ztunnel.linux.redirect.model import CaptureSpec
 
@@ -213,13 +215,13 @@ def test_pods_are_enrolled_and_unenrolled_on_a_shared_agent(
         assert echo(world.through(), b"through the mesh") == b"through the mesh"
     wait_until(lambda: len(agent.access()) == 2, agent.log)
     assert {line["direction"] for line in agent.access()} == {"outbound", "inbound"}
-    descriptors = len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
+    assert len(namespaces_held(agent)) == 3
     for name in ("client", "server"):
         assert run(["unenroll", f"demo/{name}", *at]) == 0
     assert present(world.client.fd) == present(world.server.fd) == {}
     assert agent.dump()["workloadState"] == {}
     assert agent.dump()["certificates"] == []
-    assert len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir())) < descriptors
+    assert namespaces_held(agent) == {netns_id(node.fd)}
     assert run(["unenroll", "demo/client", *at]) == 2
     assert agent.stop() == 0
 
@@ -233,3 +235,46 @@ def test_a_pod_whose_namespace_goes_is_let_go(world: World, topology: Topology) 
     topology.remove(world.client)
     wait_until(lambda: agent.dump()["workloadState"] == {}, agent.log)
     assert agent.stop() == 0
+
+
+def test_pods_captured_in_their_nodes_namespace_have_nothing_installed_inside(world: World, topology: Topology) -> None:
+    """Pods of the mesh file's list; each node's agent is told only of its own."""
+    agents = []
+    for node, pod in zip(topology.nodes, (world.client, world.server), strict=True):
+        mesh = world.directory / f"{node.name}.yaml"
+        place = f"interface: {pod.device}, netns: {pod.path}"
+        mesh.write_text(f"{MESH}\npods: [{{name: it, workload: demo/{pod.name}, capture: node, {place}}}]\n")
+        agents.append(Agent(node, world.directory, LOCAL_XDS_PATH=str(mesh), IPV6_ENABLED="false"))
+    near, far = agents
+    for agent in agents:
+        agent.wait_ready()
+    with Acceptor(world.server, SERVER_IP, 8080):
+        assert echo(world.through(), b"through the nodes") == b"through the nodes"
+    assert_carried(near, far)
+    assert present(world.client.fd) == present(world.server.fd) == {}
+    assert [near.stop(), far.stop()] == [0, 0]
+    assert present(topology.nodes[0].fd) == present(topology.nodes[1].fd) == {}
+
+
+def test_a_pod_whose_listeners_cannot_be_had_is_tried_again_and_costs_nothing(world: World, topology: Topology) -> None:
+    agent = Agent(topology.nodes[0], world.directory, LOCAL_XDS_PATH=str(world.mesh), IPV6_ENABLED="false")
+    agent.wait_ready()
+    at = ["--socket", str(world.directory / "enroll-node1.sock")]
+    with Acceptor(world.client, None, 15008):
+        for _ in range(3):
+            assert run(["enroll", "--netns", world.client.path, "--workload", "demo/client", *at]) == 2
+    assert present(world.client.fd) == {}
+    assert namespaces_held(agent) == {netns_id(topology.nodes[0].fd)}
+    assert run(["enroll", "--netns", world.client.path, "--workload", "demo/client", *at]) == 0
+    assert agent.stop() == 0
+
+
+def namespaces_held(agent: Agent) -> set[tuple[int, int]]:
+    """The network namespaces that the agent has descriptors of; its threads each keep their own."""
+    found = set()
+    for fd in Path(f"/proc/{agent.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if str(fd.readlink()).startswith("net:"):
+                status = fd.stat()
+                found.add((status.st_dev, status.st_ino))
+    return found

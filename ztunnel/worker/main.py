@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -128,6 +129,8 @@ class Worker:
         try:
             pod = Pod(self._kit, message, accepting=self._synced and not self._draining, shared=shared)
         except PlatformError as error:
+            if message.netns_fd is not None:
+                os.close(message.netns_fd)
             self._send(PodFailed(message.uid, f"{error}; {error.hint}" if error.hint else str(error)))
             return
         self._pods[message.uid] = pod
