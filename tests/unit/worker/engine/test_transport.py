@@ -126,6 +126,21 @@ def test_a_drained_tunnel_waits_until_the_last_bytes_are_taken() -> None:
         assert raw.ended
 
 
+def test_a_drained_tunnel_says_what_waits_before_it_closes() -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.request()
+        raw.send(OPEN)
+        push(raw)
+        assert raw.tunnel.blocked
+        raw.tunnel.streams[1].abort("enough")
+        raw.tunnel.drain()
+        while take(raw) or not raw.tunnel.closed:
+            raw.loop.turn(0)
+        raw.turn()
+        assert [f.kind for f in parse_frames(bytes(raw.received))[-2:]] == [frames.RST_STREAM, frames.GOAWAY]
+
+
 def test_a_drained_tunnel_lets_its_peer_close_first() -> None:
     """A close with unread bytes (a window update is enough) would reset, and throw away what is still to be sent."""
     with Raw() as raw:
