@@ -23,8 +23,8 @@ from ztunnel.worker.engine.driver import host
 from ztunnel.worker.engine.loop import Loop
 
 GC_THRESHOLDS = (50_000, 20, 50)
-"""Allocations before a collection of each generation. Connections are freed by reference counts; what is collected
-is rare, and a full collection with 8000 open connections costs tens of milliseconds."""
+"""Allocations before a collection of each generation. Connections are freed by reference counts, so there is little to
+collect; a full collection costs 30 ms with what an agent has after its start (90,000 objects) until that is frozen."""
 
 log = logging.getLogger("ztunnel.node")
 
