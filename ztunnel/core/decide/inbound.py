@@ -6,17 +6,12 @@ something whose waypoint this pod is. Whether the peer may do so is authorizatio
 
 from __future__ import annotations
 
-import re
-
 from ztunnel.core.decide import gateway
 from ztunnel.core.decide.view import View
-from ztunnel.core.model.address import Address, canonical_ip
+from ztunnel.core.model.address import Address, HostPort
 from ztunnel.core.model.connection import Delivery, Refusal
 from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import TunnelProtocol, Workload
-
-_HOST_PORT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})", re.ASCII)
-"""RFC 9110 section 7.2 `uri-host ":" port`, the port required (section 9.3.6), names without percent-encoding."""
 
 
 def deliver(
@@ -24,22 +19,19 @@ def deliver(
     *,
     own: Workload,
     local: Address,
-    authority: str,
+    target: Address | HostPort,
     network: str,
     illegal_ports: frozenset[int],
     forwarded_host: str = "",
 ) -> Delivery | Refusal:
-    """The delivery of a CONNECT to `authority` on a tunnel whose peer connected to `local`.
+    """The delivery of a CONNECT to `target` on a tunnel whose peer connected to `local`.
 
     `forwarded_host` is the `host` of the request's Forwarded header; it only chooses the service for telemetry.
     Refusals carry 400 when the request is wrong and 503 when it cannot be fulfilled.
     """
-    parsed = _parse_authority(authority)
-    if parsed is None:
-        return _refuse(400, f"authority {authority[:100]!r} is not host:port")
-    host, port, is_ip = parsed
+    host, port = target
     service = None
-    if is_ip:
+    if isinstance(target, Address):
         ip = host if host in own.workload_ips else local.ip
         if host != ip and not _is_for_us(view, own, host, network):
             return _refuse(400, f"ip mismatch: {local.ip} != {host}")
@@ -53,18 +45,18 @@ def deliver(
             return _refuse(503, f"service {service.namespace}/{service.name} has no target for port {port}")
         port = mapped
 
-    what = f"CONNECT {authority}"
+    what = f"CONNECT {target}"
     tunnel = own.application_tunnel
     if tunnel is not None and tunnel.protocol is TunnelProtocol.PROXY:
         return _refuse(503, f"{own.namespace}/{own.name} expects the PROXY protocol, which is not supported yet")
     if tunnel is not None and tunnel.port:
         port, what = tunnel.port, f"{what}, application tunnel"
-    target = Address(ip, port)
+    destination = Address(ip, port)
     if port in illegal_ports:
-        return _refuse(503, f"loop: {target} is this proxy's own listener")
+        return _refuse(503, f"loop: {destination} is this proxy's own listener")
     if service is None:
         service = attribute(view, own=own, port=port, forwarded_host=forwarded_host)
-    return Delivery(target=target, workload=own, service=service, why=f"{what} to {target}")
+    return Delivery(target=destination, workload=own, service=service, why=f"{what} to {destination}")
 
 
 def deliver_plain(
@@ -94,22 +86,6 @@ def attribute(view: View, *, own: Workload, port: int, forwarded_host: str = "")
         if port in ports.values() or port in targets:
             return service
     return None
-
-
-def _parse_authority(text: str) -> tuple[str, int, bool] | None:
-    """Canonical IP or lower-case host name, port, and whether it is an IP; None when it is neither."""
-    found = _HOST_PORT.fullmatch(text)
-    if found is None or not 0 < int(found["port"]) <= 65535:
-        return None
-    port = int(found["port"])
-    try:
-        return canonical_ip(found["v6"] or found["host"]), port, True
-    except ValueError:
-        pass
-    host = found["host"]
-    if host is None or host.replace(".", "").isdigit():
-        return None
-    return host.lower(), port, False
 
 
 def _is_for_us(view: View, own: Workload, ip: str, network: str) -> bool:

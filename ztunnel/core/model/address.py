@@ -1,4 +1,4 @@
-"""IP addresses as the mesh writes them.
+"""IP addresses, and the names that stand for them, as the mesh writes them.
 
 Addresses are canonical strings (IPv4-mapped IPv6 is IPv4, IPv6 is compressed lower case), because that is what
 the socket calls give and take; a lookup is then one dict access with no object built.
@@ -6,9 +6,14 @@ the socket calls give and take; a lookup is then one dict access with no object 
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
+MAX_AUTHORITY = 300
+"""Characters: a host name of 253, a port, and room for odd forms."""
+_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?")
 LOOPBACKS = ("127.0.0.1", "::1")
 
 
@@ -24,6 +29,16 @@ class Address(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         return self.ip == "::1" or self.ip.startswith("127.")
+
+
+class HostPort(NamedTuple):
+    """A host name, lower case, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
 
 
 class NetworkAddress(NamedTuple):
@@ -85,3 +100,27 @@ def parse_address(text: str) -> Address:
     if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
         raise ValueError(f"{text!r} is not ip:port")
     return Address(canonical_ip(host), int(port))
+
+
+@lru_cache(maxsize=4096)
+def parse_authority(text: str) -> Address | HostPort:
+    """`ip:port`, `[v6]:port` or `host:port`, the port from 1 to 65535 (RFC 9110 section 9.3.6).
+
+    Raises ValueError when the text is of another form. Remembered, because the same few targets come again and again.
+    """
+    if len(text) > MAX_AUTHORITY:
+        raise ValueError(f"an authority of {len(text)} characters")
+    host, _, port = text.rpartition(":")
+    if not host or not 1 <= len(port) <= 5 or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise ValueError(f"authority {text[:100]!r} is not host:port")
+    if host[0] == "[" or host.replace(".", "").isdigit():
+        if "%" in host:
+            raise ValueError(f"authority {text[:100]!r} has a scope, which means nothing here")
+        try:
+            return parse_address(text)
+        except ValueError:
+            raise ValueError(f"authority {text[:100]!r} holds no valid IP address") from None
+    host = host.lower()
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"authority {text[:100]!r} holds no valid host name")
+    return HostPort(host, int(port))

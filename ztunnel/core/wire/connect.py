@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from ztunnel.core.model.address import Address, parse_address
+from ztunnel.core.model.address import MAX_AUTHORITY, Address, HostPort, parse_address, parse_authority
 from ztunnel.core.model.workload import Workload
 
-MAX_AUTHORITY = 300
-"""Characters: a host name of 253, a port, and room for odd forms."""
 MAX_BAGGAGE = 8192
 """Characters; what W3C Baggage obliges everybody to pass on."""
 MAX_FORWARDED = 2048
@@ -27,7 +25,6 @@ MAX_FORWARDED = 2048
 MAX_NETWORK = 253
 """Characters of x-forwarded-network."""
 
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?")
 _VISIBLE = re.compile(r"[\x21-\x7e]+(?:[ \t]+[\x21-\x7e]+)*")
 """A field value: visible characters, blanks only between (RFC 9110 section 5.5)."""
 _WORD = re.compile(r"[\x21-\x7e]+")
@@ -49,16 +46,6 @@ _WORKLOAD_TYPES = ("deployment", "cronjob", "pod", "job")
 
 class WireError(ValueError):
     """What was received is not a CONNECT request of ours; the text says why. Answered with status 400."""
-
-
-class HostPort(NamedTuple):
-    """A host name, lower case, and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 class Baggage(NamedTuple):
@@ -178,28 +165,11 @@ def check_request(headers: list[tuple[bytes, bytes]]) -> ConnectRequest:
         raise WireError(f"method {_shown(method)} instead of CONNECT")
     if b":authority" not in pseudo:
         raise WireError("CONNECT without :authority")
-    target = parse_authority(_text(pseudo[b":authority"], MAX_AUTHORITY))
-    return ConnectRequest(target, informing)
-
-
-def parse_authority(text: str) -> Address | HostPort:
-    """`ip:port`, `[v6]:port` or `host:port`, the port from 1 to 65535. Raises WireError."""
-    if len(text) > MAX_AUTHORITY:
-        raise WireError(f"an authority of {len(text)} characters")
-    host, _, port = text.rpartition(":")
-    if not host or not 1 <= len(port) <= 5 or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise WireError(f"authority {text[:100]!r} is not host:port")
-    if host[0] == "[" or host.replace(".", "").isdigit():
-        if "%" in host:
-            raise WireError(f"authority {text[:100]!r} has a scope, which means nothing here")
-        try:
-            return parse_address(text)
-        except ValueError:
-            raise WireError(f"authority {text[:100]!r} holds no valid IP address") from None
-    host = host.lower()
-    if not _HOST.fullmatch(host):
-        raise WireError(f"authority {text[:100]!r} holds no valid host name")
-    return HostPort(host, int(port))
+    authority = _text(pseudo[b":authority"], MAX_AUTHORITY)
+    try:
+        return ConnectRequest(parse_authority(authority), informing)
+    except ValueError as error:
+        raise WireError(str(error)) from None
 
 
 def parse_baggage(text: str) -> Baggage:

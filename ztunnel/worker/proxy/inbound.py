@@ -172,7 +172,7 @@ class Peer:
             kit.store,
             own=own,
             local=self.local,
-            authority=request.authority,
+            target=request.target,
             network=kit.settings.network,
             illegal_ports=kit.settings.illegal_ports,
             forwarded_host=request.forwarded_host,

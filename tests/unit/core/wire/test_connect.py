@@ -7,22 +7,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ztunnel.core.model.address import Address
+from ztunnel.core.model.address import Address, HostPort
 from ztunnel.core.model.workload import Locality, Workload
 from ztunnel.core.wire.connect import (
-    MAX_AUTHORITY,
     MAX_BAGGAGE,
     MAX_FORWARDED,
     Baggage,
     ConnectRequest,
     Forwarded,
-    HostPort,
     TraceParent,
     WireError,
     baggage,
     check_request,
     forwarded,
-    parse_authority,
     parse_baggage,
     parse_forwarded,
     parse_traceparent,
@@ -63,42 +60,6 @@ ITS_BAGGAGE = (
     "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=productpage-v1,"
     "service.name=productpage,service.version=v1,cloud.region=eu,cloud.availability_zone=eu-a"
 )
-
-
-class TestAuthority:
-    @pytest.mark.parametrize(
-        ("text", "target"),
-        [
-            ("10.0.0.7:80", Address("10.0.0.7", 80)),
-            ("[fd00::7]:15008", Address("fd00::7", 15008)),
-            ("[FD00:0::7]:1", Address("fd00::7", 1)),
-            ("[::ffff:10.0.0.7]:65535", Address("10.0.0.7", 65535)),
-            ("web.default.svc.cluster.local:80", HostPort("web.default.svc.cluster.local", 80)),
-            ("Web_1.example:80", HostPort("web_1.example", 80)),
-            ("localhost:1", HostPort("localhost", 1)),
-        ],
-    )
-    def test_addresses_and_names_are_read_in_canonical_form(self, text: str, target: Address | HostPort) -> None:
-        assert parse_authority(text) == target
-        assert parse_authority(str(target)) == target
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "", ":", ":80", "10.0.0.7", "10.0.0.7:", "10.0.0.7:0", "10.0.0.7:65536", "10.0.0.7:+80", "10.0.0.7: 80",
-            "10.0.0.7:٨٠", "10.0.0.7:000080", "10.0.0.256:80", "10.0.0:80", "10.0.0.07:80", "fd00::7:80", "[fd00::7]",
-            "[fd00::7:80", "[10.0.0.7]:80", "[fe80::1%eth0]:80", "[]:80", "::::", "u@web:80", "web:80/path", "-web:80",
-            "web-:80", "we b:80", "web..x:80", ".web:80", "wéb:80", "web\x00:80", "web%2e:80", f"{'a' * 64}.x:80",
-            f"{'a.' * 127}aa:80", f"{'a' * MAX_AUTHORITY}:80", "1:80",
-        ],
-    )  # fmt: skip
-    def test_everything_else_is_refused(self, text: str) -> None:
-        with pytest.raises(WireError, match="authority"):
-            parse_authority(text)
-
-    def test_the_longest_name_fits(self) -> None:
-        name = f"{'a.' * 126}a"
-        assert parse_authority(f"{name}:65535") == HostPort(name, 65535)
 
 
 class TestRequest:
