@@ -237,9 +237,6 @@ class Session:
         except SSL.WantReadError:
             return False
         except (SSL.Error, TlsError) as error:
-            # A callback's refusal leaves errors in OpenSSL's queue, which belongs to the thread: the next read of
-            # another connection would find them and believe that it had failed.
-            _lib.ERR_clear_error()
             raise TlsError(self._explain(error)) from error
         if self._connection.get_alpn_proto_negotiated() not in (ALPN, b""):
             raise TlsError("the peer chose another protocol than h2")
