@@ -29,11 +29,11 @@ EVERYTHING = {
 
 
 def full_spec(mode: CaptureMode) -> CaptureSpec:
-    """With a rule of every kind that the mode has."""
+    """With a rule of every kind that the mode has; user 0, because a user namespace has no other."""
     if mode is CaptureMode.NODE:
         pods = {"pod_interfaces": ("p-one", "p-two"), "pod_ips": ("10.0.1.2", "fd00::2")}
         return CaptureSpec(mode=mode, **EVERYTHING, **pods)  # type: ignore[arg-type]
-    return CaptureSpec(mode=mode, dns=True, exclude_uids=(77,), **EVERYTHING)  # type: ignore[arg-type]
+    return CaptureSpec(mode=mode, dns=True, exclude_uids=(0,), **EVERYTHING)  # type: ignore[arg-type]
 
 
 def snapshot(pod: Namespace) -> str:
