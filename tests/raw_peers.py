@@ -171,6 +171,7 @@ class HboneClient:
             self._h2 = h2.connection.H2Connection(
                 h2.config.H2Configuration(client_side=True, validate_outbound_headers=False, header_encoding=None)
             )
+            self._raw = b""
             if preface:
                 self._h2.initiate_connection()
                 self.flush()
@@ -200,6 +201,23 @@ class HboneClient:
             return bytes(self._tls.recv(1 << 16))
         except (SSL.ZeroReturnError, SSL.SysCallError):
             return b""
+
+    def goaway(self) -> tuple[int, int]:
+        """Last stream and code of the next GOAWAY; h2 itself would take the first for the end of everything."""
+        while True:
+            while len(self._raw) >= frames.HEADER_SIZE:
+                high, low, kind, _flags, _stream = frames.unpack_header(self._raw, 0)
+                size = frames.HEADER_SIZE + (high << 8 | low)
+                if len(self._raw) < size:
+                    break
+                whole, self._raw = self._raw[:size], self._raw[size:]
+                if kind == frames.GOAWAY:
+                    last, code = struct.unpack_from("!II", whole, frames.HEADER_SIZE)
+                    return last, code
+            data = self.read_raw()
+            if not data:
+                raise ConnectionError("closed before GOAWAY")
+            self._raw += data
 
     def events(self) -> list[Any]:
         """What comes next; [] when the server has closed."""

@@ -7,7 +7,7 @@ async with open_worker(WorkerSettings...) as worker:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from mesh_pki import MeshPki
 
 from ztunnel.config.settings import Settings
 from ztunnel.core.model.flow import Edge, Flow
+from ztunnel.core.model.identity import Identity
 from ztunnel.link.channel import Channel, ChannelClosed, memory_link
 from ztunnel.link.messages import (
     Answer,
@@ -38,7 +39,8 @@ class PlayedWorker:
 
     def __init__(self, link: Channel[Down, Up], pki: MeshPki) -> None:
         self._link = link
-        self._pki = pki
+        self.issue: Callable[[Identity], Down | None] = pki.leaf
+        """Answers a wanted certificate; None leaves it unanswered."""
         self._spoke = trio.Condition()
         self.said: list[Up] = []
         self.edges: dict[int, Edge] = {}
@@ -51,7 +53,9 @@ class PlayedWorker:
     async def listen(self) -> None:
         async for message in self._link:
             if isinstance(message, CertificateWanted):
-                self.play(self._pki.leaf(message.identity))
+                answer = self.issue(message.identity)
+                if answer is not None:
+                    self.play(answer)
             elif isinstance(message, EdgeDefined):
                 self.edges[message.number] = message.edge
             elif isinstance(message, Flows):

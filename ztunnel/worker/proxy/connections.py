@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import trio
@@ -37,6 +37,7 @@ class Carried:
         "authorized",
         "carrier",
         "destination",
+        "dialling",
         "direction",
         "edge",
         "ended_already",
@@ -75,6 +76,8 @@ class Carried:
         self.carrier: Stream | JoinEnd | Relay | None = None
         self.authorized: Connection | None = None
         """What was authorized (inbound), to be looked at again when policies change."""
+        self.dialling: socket.socket | None = None
+        """The socket towards the actual destination, until it is connected."""
         self.ended_already = False
         self.token = ""
         """Offers to join both ends of a stream in this worker."""
@@ -90,6 +93,16 @@ class Carried:
         self.edge = edge
         self.why = why
         self.kit.ledger.opened(edge)
+
+    def dial(self, sock: socket.socket, target: Address, done: Callable[[OSError | None], None]) -> None:
+        """Connect `sock` and hand it back with `done`; if the connection ends before that, it is closed instead."""
+        self.dialling = sock
+
+        def settled(error: OSError | None) -> None:
+            self.dialling = None
+            done(error)
+
+        self.kit.dialler.connect(sock, target, settled)
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.kit.answers.discard(self)
@@ -107,6 +120,10 @@ class Carried:
         self.kit.answers.discard(self)
         if self.token:
             self.kit.joins.forget(self)
+        if self.dialling is not None:
+            self.kit.dialler.cancel(self.dialling)
+            self.kit.loop.close(self.dialling)
+            self.dialling = None
         if self.sock is not None:
             if not ending.ok:
                 abort_on_close(self.sock)

@@ -36,9 +36,11 @@ class BlockedError(UpstreamError):
 async def dial(kit: Kit, key: PoolKey, owner: TunnelOwner, *, netns: int | None, mark: int | None) -> Tunnel:
     """A tunnel whose TLS handshake is under way; `owner` hears when it is ready or has failed.
 
-    Raises IdentityUnavailable, UpstreamError or BlockedError.
+    Raises IdentityUnavailable, UpstreamError or BlockedError. Once cancelled it never uses `netns` again: the number
+    may soon be that of another pod's namespace.
     """
     credentials = await kit.certificates.wait(key.source)
+    await trio.lowlevel.checkpoint_if_cancelled()
     family = socket.AF_INET6 if ":" in key.next_hop.ip else socket.AF_INET
     try:
         sock = new_tcp_socket(family, netns, mark)
@@ -47,6 +49,7 @@ async def dial(kit: Kit, key: PoolKey, owner: TunnelOwner, *, netns: int | None,
     try:
         kit.socket_options.apply(sock)
         await connect(kit, sock, key.next_hop)
+        await trio.lowlevel.checkpoint_if_cancelled()
         session = credentials.client.session(kit.loop.scratch, expect(key.destinations))
     except OSError as error:
         sock.close()

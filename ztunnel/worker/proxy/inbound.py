@@ -42,6 +42,8 @@ class Inbound:
         self.kit = kit
         self.pod = pod
         self.tunnels: set[Peer] = set()
+        self._waiting: set[socket.socket] = set()
+        """Accepted, but their handshake cannot begin without our certificate."""
         self._answer: tuple[Workload, bytes] | None = None
         self.edges = EdgeNumbers(kit)
 
@@ -51,6 +53,7 @@ class Inbound:
         workload = self.pod.workload()
         credentials = self.kit.certificates.get(workload.identity) if workload is not None else None
         if credentials is None:
+            self._waiting.add(sock)
             self.kit.spawn(lambda: self._later(sock, source))
         else:
             self._serve(sock, source, credentials)
@@ -60,16 +63,20 @@ class Inbound:
             await self.pod.wait_for_workload()
             credentials = await self.kit.certificates.wait(self.pod.identity())
         except ZtunnelError as error:
-            abort_on_close(sock)
-            self.kit.loop.close(sock)
+            self._give_up(sock)
             self.refused(source, Refusal(error.flag, error.status, str(error)))
             return
-        self._serve(sock, source, credentials)
+        if sock in self._waiting:
+            self._waiting.discard(sock)
+            self._serve(sock, source, credentials)
+
+    def _give_up(self, sock: socket.socket) -> None:
+        if sock in self._waiting:
+            self._waiting.discard(sock)
+            abort_on_close(sock)
+            self.kit.loop.close(sock)
 
     def _serve(self, sock: socket.socket, source: Address, credentials: Credentials) -> None:
-        if self.pod.closed:
-            self.kit.loop.close(sock)
-            return
         kit = self.kit
         try:
             local = from_sockaddr(sock.getsockname())
@@ -102,6 +109,8 @@ class Inbound:
             peer.tunnel.drain()
 
     def close(self, why: str) -> None:
+        for sock in list(self._waiting):
+            self._give_up(sock)
         for peer in list(self.tunnels):
             peer.tunnel.close(Ending(why))
 
@@ -217,18 +226,16 @@ class Peer:
             return
 
         def connected(error: OSError | None) -> None:
-            if error is not None or stream.closed:
-                abort_on_close(sock)
+            if error is not None:
                 kit.loop.close(sock)
-                if error is not None and not stream.closed:
-                    why = f"cannot connect to {delivery.target}: {error.strerror}"
-                    self._refuse(stream, carried, Refusal("CONNECT", 503, why))
+                why = f"cannot connect to {delivery.target}: {error.strerror}"
+                self._refuse(stream, carried, Refusal("CONNECT", 503, why))
                 return
             if not kit.joins.accept(kit, headers, carried, stream, sock):
                 stream.attach(sock)
             self.tunnel.accept(stream, self.role.answer(own), carried)
 
-        kit.dialler.connect(sock, delivery.target, connected)
+        carried.dial(sock, delivery.target, connected)
 
     def _refuse(self, stream: Stream, carried: Carried, refusal: Refusal) -> None:
         stream.owner = None

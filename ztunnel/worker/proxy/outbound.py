@@ -22,7 +22,6 @@ from ztunnel.core.wire import connect, frames
 from ztunnel.linux.sockets import new_tcp_socket
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.relay import Relay
-from ztunnel.worker.engine.tcp import abort_on_close
 from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.dial import PoolKey
 from ztunnel.worker.proxy.edges import EdgeNumbers
@@ -198,14 +197,12 @@ def join(kit: Kit, carried: Carried, far: socket.socket) -> None:
     assert target is not None
 
     def connected(error: OSError | None) -> None:
-        near, carried.sock = carried.sock, None
-        if error is not None or near is None or carried.ended_already:
-            carried.sock = near
-            abort_on_close(far)
+        if error is not None:
             kit.loop.close(far)
-            if error is not None:
-                carried.ended(Ending(f"cannot connect to {target}: {error.strerror}"))
+            carried.ended(Ending(f"cannot connect to {target}: {error.strerror}"))
             return
+        near, carried.sock = carried.sock, None
+        assert near is not None
         carried.carrier = Relay(kit.loop, kit.pipes, near, far, carried.ended)
 
-    kit.dialler.connect(far, target, connected)
+    carried.dial(far, target, connected)

@@ -116,7 +116,7 @@ class Pool:
         self._mark = mark
         self._lines: dict[PoolKey, _Line] = {}
         self.live: set[Tunnel] = set()
-        self.closed = False
+        self._dials: set[trio.CancelScope] = set()
         self.idle = Deadlines(kit.loop, kit.settings.pool_unused_release_timeout, _release)
 
     def __repr__(self) -> str:
@@ -150,18 +150,17 @@ class Pool:
 
     def _dialler(self, line: _Line) -> Callable[[], Awaitable[None]]:
         async def run() -> None:
-            try:
-                tunnel = await dial(self.kit, line.key, line, netns=self._netns, mark=self._mark)
-            except ZtunnelError as error:
-                line.settle(error)
-                if not line.tunnels:
-                    self.forget(line.key)
-                return
-            if self.closed:
-                tunnel.close(Ending("the pod is gone"))
-                return
-            self.live.add(tunnel)
+            with scope:
+                try:
+                    self.live.add(await dial(self.kit, line.key, line, netns=self._netns, mark=self._mark))
+                except ZtunnelError as error:
+                    line.settle(error)
+                    if not line.tunnels:
+                        self.forget(line.key)
+            self._dials.discard(scope)
 
+        scope = trio.CancelScope()
+        self._dials.add(scope)
         return run
 
     def forget(self, key: PoolKey) -> None:
@@ -174,7 +173,9 @@ class Pool:
                 tunnel.drain()
 
     def close(self, why: str) -> None:
-        self.closed = True
+        """At once. Dials under way are cancelled before they can use the pod's namespace again."""
+        for scope in self._dials:
+            scope.cancel()
         for tunnel in list(self.live):
             tunnel.close(Ending(why))
         for line in list(self._lines.values()):
