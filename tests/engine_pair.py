@@ -29,6 +29,24 @@ DEFAULT = Settings()
 Headers = list[tuple[bytes, bytes]]
 
 
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    return near, far
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection over loopback, where resets are what they are on a network."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.socket()
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+    near.setblocking(False)
+    far.setblocking(False)
+    return near, far
+
+
 class Side:
     """A tunnel's owner that writes down what it is told; accepts every request unless told otherwise."""
 
@@ -53,9 +71,7 @@ class Side:
         if self.answer != "200":
             stream.tunnel.refuse(stream, frames.encode_header(":status", self.answer))
             return
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        far.setblocking(False)
+        near, far = socket_pair()
         conversation = Conversation()
         self.conversations.append(conversation)
         self.applications.append(far)
@@ -88,6 +104,15 @@ class Conversation:
         self.ending = ending
 
 
+def open_stream(tunnel: Tunnel) -> tuple[socket.socket, Stream, Conversation]:
+    """An application's connection, opened as a stream of a client tunnel."""
+    app, inner = socket_pair()
+    conversation = Conversation()
+    stream = tunnel.open_stream(CONNECT, conversation)
+    stream.attach(inner)
+    return app, stream, conversation
+
+
 class Pair:
     def __init__(
         self,
@@ -99,9 +124,7 @@ class Pair:
         mesh = MeshPki()
         self.loop = Loop()
         self.client_side, self.server_side = Side(), Side(answer)
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        far.setblocking(False)
+        near, far = socket_pair()
         accept_all = lambda names: None  # noqa: E731
         server_context = Context(mesh.leaf(WEB), server=True)
         client_context = Context(mesh.leaf(CLIENT), server=False)
@@ -136,14 +159,9 @@ class Pair:
 
     def connect(self) -> tuple[socket.socket, Stream, Conversation]:
         """An application's connection, opened as a stream; what its owner hears is in the Conversation."""
-        app, inner = socket.socketpair()
-        app.setblocking(False)
-        inner.setblocking(False)
-        self._applications.append(app)
-        conversation = Conversation()
-        stream = self.client.open_stream(CONNECT, conversation)
-        stream.attach(inner)
-        return app, stream, conversation
+        opened = open_stream(self.client)
+        self._applications.append(opened[0])
+        return opened
 
     def accepted(self) -> tuple[socket.socket, Conversation]:
         """The server side's latest application and its owner; waits for it."""
@@ -252,9 +270,7 @@ class Raw:
         self._own_loop = loop is None
         self.loop = loop or Loop()
         self.side = Side(answer)
-        inner, self.sock = socket.socketpair()
-        inner.setblocking(False)
-        self.sock.setblocking(False)
+        inner, self.sock = socket_pair()
         session: Any = PlainSession(self.loop.scratch)
         self.tunnel = Tunnel(self.loop, inner, session, self.side, settings, client=client)
         self.received = bytearray()
@@ -332,15 +348,10 @@ class Raw:
 
     def open(self) -> tuple[socket.socket, Stream, Conversation]:
         """An application's connection through a client tunnel."""
-        app, inner = socket.socketpair()
-        app.setblocking(False)
-        inner.setblocking(False)
-        self._applications.append(app)
-        conversation = Conversation()
-        stream = self.tunnel.open_stream(CONNECT, conversation)
-        stream.attach(inner)
+        opened = open_stream(self.tunnel)
+        self._applications.append(opened[0])
         self.turn()
-        return app, stream, conversation
+        return opened
 
 
 def read_now(sock: socket.socket) -> bytes:

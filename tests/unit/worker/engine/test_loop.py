@@ -10,22 +10,14 @@ from collections.abc import Hashable, Iterator
 from functools import partial
 
 import pytest
+from engine_pair import socket_pair
 
 from ztunnel.worker.engine.loop import IN, OUT, Deadlines, Loop
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.shutdown()
-
-
-@pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    a, b = socket.socketpair()
-    a.setblocking(False)
-    b.setblocking(False)
+    a, b = socket_pair()
     yield a, b
     a.close()
     b.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from engine_pair import tcp_pair
 
 from ztunnel.worker.engine import relay as module
 from ztunnel.worker.engine.ending import Ending
@@ -21,29 +22,10 @@ MEGABYTE = 1 << 20
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.shutdown()
-
-
-@pytest.fixture
 def pipes() -> Iterator[Pipes]:
     pipes = Pipes()
     yield pipes
     pipes.close()
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        near = socket.socket()
-        near.connect(listener.getsockname())
-        far, _ = listener.accept()
-    near.setblocking(False)
-    far.setblocking(False)
-    return near, far
 
 
 class Joined:

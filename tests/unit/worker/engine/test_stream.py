@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from engine_pair import Conversation, Raw, fill, read_now
+from engine_pair import Conversation, Raw, fill, read_now, tcp_pair
 
 from ztunnel.core.wire import frames
 from ztunnel.worker.engine.h2 import Settings
@@ -38,18 +38,6 @@ def is_reset(sock: socket.socket) -> bool:
     except ConnectionResetError:
         return True
     return False
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        near = socket.socket()
-        near.connect(listener.getsockname())
-        far, _ = listener.accept()
-    near.setblocking(False)
-    far.setblocking(False)
-    return near, far
 
 
 def test_padding_is_given_back_to_the_window() -> None:

@@ -17,13 +17,6 @@ from ztunnel.worker.engine.tcp import Dialler, Listener, SocketOptions, abort_on
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.shutdown()
-
-
-@pytest.fixture
 def listening() -> Iterator[socket.socket]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from engine_pair import Side
+from engine_pair import Side, tcp_pair
 from mesh_pki import CLIENT, STRANGER, WEB, MeshPki
 from OpenSSL import SSL
 
@@ -162,17 +162,10 @@ class Meeting:
     """A client and a server tunnel over TCP on one loop; `applications` counts what got past TLS."""
 
     def __init__(self, client: Context, server: Context, verify: tuple[Verify, Verify] = (accept, accept)) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            near = socket.socket()
-            near.connect(listener.getsockname())
-            far, _ = listener.accept()
         self.loop = Loop()
         self.sides = Side(), Side()
         self.tunnels = []
-        for sock, context, check, side in zip((near, far), (client, server), verify, self.sides, strict=True):
-            sock.setblocking(False)
+        for sock, context, check, side in zip(tcp_pair(), (client, server), verify, self.sides, strict=True):
             session = context.session(self.loop.scratch, check)
             is_client = context is client
             self.tunnels.append(Tunnel(self.loop, sock, session, side, Settings(), client=is_client))
