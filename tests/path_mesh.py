@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
@@ -36,6 +35,7 @@ from ztunnel.link.messages import PodAdded, PodReady, Question, StateSlice, Stat
 from ztunnel.linux.redirect.apply import apply
 from ztunnel.linux.redirect.model import CaptureSpec
 from ztunnel.linux.sockets import listen_tcp
+from ztunnel.worker.engine.tcp import abort_on_close
 
 T = TypeVar("T")
 
@@ -50,8 +50,6 @@ SERVER_ID = "spiffe://cluster.local/ns/demo/sa/server"
 SETTINGS = Settings(enable_orig_src=False)
 PATIENCE = 10.0
 """Seconds until a test that has failed already gives up waiting."""
-
-_RESET = struct.pack("ii", 1, 0)
 
 
 class Application:
@@ -218,7 +216,7 @@ def is_reset(sock: socket.socket) -> bool:
 
 def reset(sock: socket.socket) -> None:
     """Close with RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    abort_on_close(sock)
     sock.close()
 
 

@@ -25,13 +25,13 @@ from OpenSSL import SSL
 
 from ztunnel.core.wire import frames
 from ztunnel.link.messages import CertificateIssued
-from ztunnel.linux.sockets import abort_on_close, listen_tcp
+from ztunnel.linux.sockets import listen_tcp
 from ztunnel.worker.engine.driver import drive
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Settings, Tunnel
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.engine.stream import Stream
-from ztunnel.worker.engine.tcp import Listener
+from ztunnel.worker.engine.tcp import Listener, abort_on_close
 from ztunnel.worker.engine.tls import Context
 
 MARK = 0x539

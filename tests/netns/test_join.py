@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
-import struct
 from contextlib import suppress
 
 import msgspec
@@ -14,6 +12,7 @@ from netns_builder import Acceptor, Topology
 from two_pods import DENY_CLIENT, SERVER_IP, SETTINGS, VIP, one_node, talk
 
 from ztunnel.link.messages import Counters, Question, StateSlice
+from ztunnel.worker.engine.tcp import abort_on_close
 
 
 def bytes_in_tunnels(counters: object) -> int:
@@ -87,7 +86,7 @@ async def test_a_reset_by_the_client_resets_the_application(topology: Topology) 
         with Acceptor(m.server, SERVER_IP, 8080, banner=b"hi"):
             sock = await m.connect(VIP, 80)
             assert await trio.to_thread.run_sync(sock.recv, 2) == b"hi"
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            abort_on_close(sock)
             sock.close()
             flows = [await m.near.flow(1), await m.near.flow(2)]
     assert all("reset" in flow.error for flow in flows)

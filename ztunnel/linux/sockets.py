@@ -28,7 +28,6 @@ from ztunnel.linux.netns import in_netns
 
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _PORT = struct.Struct("!2xH")
-_ABORT = struct.pack("ii", 1, 0)
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _IPV6_LOOPBACK_OFF = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _IPV6_ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -84,24 +83,6 @@ def set_transparent(sock: socket.socket) -> None:
             "may not make a socket transparent (IP_TRANSPARENT)",
             hint="grant CAP_NET_ADMIN, or set ENABLE_ORIG_SRC=false",
         ) from None
-
-
-def set_keepalive(sock: socket.socket, time: float, interval: float, retries: int, user_timeout: float | None) -> None:
-    """TCP keepalive after `time` seconds of silence, `retries` times every `interval` seconds.
-
-    `user_timeout` bounds in seconds how long sent data may stay unacknowledged (None: the system's default).
-    """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(time)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(interval)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, retries)
-    if user_timeout:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
-
-
-def abort_on_close(sock: socket.socket) -> None:
-    """Make close() send RST instead of FIN (SO_LINGER 0)."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
 
 
 def new_tcp_socket(family: int, netns: int | None = None, mark: int | None = None) -> socket.socket:

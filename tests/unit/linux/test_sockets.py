@@ -111,29 +111,6 @@ def test_a_transparent_socket_takes_a_foreign_address(elsewhere: int, family: in
         assert option(sock, level, name) == 1
 
 
-def test_keepalive_and_user_timeout_in_their_units() -> None:
-    with sockets.new_tcp_socket(socket.AF_INET) as sock:
-        sockets.set_keepalive(sock, 180.0, 75.0, 9, 2.5)
-        assert option(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 180
-        assert option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 75
-        assert option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 9
-        assert option(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2500
-
-
-def test_an_aborted_socket_ends_with_a_reset() -> None:
-    with sockets.listen_tcp(ip="127.0.0.1", port=0) as listener:
-        client = sockets.new_tcp_socket(socket.AF_INET)
-        client.setblocking(True)
-        client.connect(listener.getsockname())
-        accepted, _ = listener.accept()
-        sockets.abort_on_close(client)
-        client.close()
-        accepted.settimeout(5)
-        with accepted, pytest.raises(ConnectionResetError):
-            accepted.recv(1)
-
-
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
 def test_a_connection_that_was_not_redirected_has_no_original_destination(elsewhere: int, ip: str) -> None:
     with sockets.listen_tcp(ip=None, port=0, netns=elsewhere) as listener:
