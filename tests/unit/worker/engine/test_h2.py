@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
+from collections.abc import Callable
 
+import hpack
 import pytest
-from engine_pair import Pair
+from engine_pair import CONNECT, Conversation, Pair, Raw, fill, read_now
 
+from ztunnel.core.wire import frames
+from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Settings
+from ztunnel.worker.engine.loop import Loop
 
 
 def test_bytes_cross_a_tunnel_both_ways() -> None:
@@ -87,3 +93,494 @@ def test_a_reader_that_stops_bounds_what_its_sender_can_send() -> None:
         (server_stream,) = pair.server.streams.values()
         assert stream.window == 0
         assert server_stream.buffered <= window
+
+
+# ---- contracts, frame by frame ----
+
+
+def setting(code: int, value: int) -> bytes:
+    return code.to_bytes(2, "big") + value.to_bytes(4, "big")
+
+
+INITIAL_WINDOW, MAX_FRAME, MAX_STREAMS = 4, 5, 3
+
+
+def test_a_server_announces_its_limits_and_windows() -> None:
+    with Raw(settings=Settings(max_streams=7)) as raw:
+        raw.greet()
+        first, update, ack = raw.frames()[:3]
+        values = {int.from_bytes(first.body[at : at + 2], "big"): first.body[at + 2 : at + 6] for at in range(0, 60, 6)}
+        values.pop(0, None)
+        said = {code: int.from_bytes(value, "big") for code, value in values.items() if value}
+        assert said[MAX_STREAMS] == 7
+        assert said[INITIAL_WINDOW] == 4 * 1024 * 1024
+        assert said[MAX_FRAME] == 1024 * 1024
+        assert said[6] == 64 * 1024
+        assert (update.stream, int.from_bytes(update.body, "big")) == (0, 16 * 1024 * 1024 - 65_535)
+        assert (ack.kind, ack.flags) == (frames.SETTINGS, frames.ACK)
+
+
+def test_a_client_opens_no_more_streams_than_the_server_allows() -> None:
+    with Raw(client=True) as raw:
+        assert raw.tunnel.free_slots == 0
+        raw.greet(setting(MAX_STREAMS, 2))
+        assert raw.tunnel.free_slots == 2
+        raw.open()
+        raw.open()
+        assert raw.tunnel.free_slots == 0
+        raw.send(frames.frame(frames.SETTINGS, 0, 0, setting(MAX_STREAMS, 1)))
+        assert raw.tunnel.free_slots == 0
+        raw.send(frames.frame(frames.SETTINGS, 0, 0, setting(MAX_STREAMS, 50)))
+        assert raw.tunnel.free_slots == 48
+        raw.send(frames.rst_stream(1, frames.CANCEL))
+        assert raw.tunnel.free_slots == 49
+
+
+def test_pings_are_answered_with_their_own_bytes() -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.send(frames.ping(b"12345678"))
+        assert [(f.flags, f.body) for f in raw.frames(frames.PING)] == [(frames.ACK, b"12345678")]
+
+
+def test_frames_are_as_small_as_the_peer_wants_them() -> None:
+    with Raw() as raw:
+        raw.greet(setting(MAX_FRAME, 20_000) + setting(INITIAL_WINDOW, 1 << 24))
+        raw.send(frames.window_update(0, 1 << 24))
+        raw.request()
+        app, sent = raw.side.applications[0], 0
+        while sent < 2_000_000:
+            sent += fill(app, 2_000_000 - sent)
+            raw.turn()
+        raw.turn()
+        sizes = [len(f.body) for f in raw.frames(frames.DATA)]
+        assert sum(sizes) == sent
+        assert max(sizes) == 20_000
+
+
+def test_a_changed_initial_window_changes_open_streams_too() -> None:
+    with Raw() as raw:
+        raw.greet(setting(INITIAL_WINDOW, 1000))
+        raw.request()
+        fill(raw.side.applications[0], 10_000)
+
+        def sent() -> int:
+            raw.turn()
+            return sum(len(f.body) for f in raw.frames(frames.DATA))
+
+        assert sent() == 1000
+        raw.send(frames.frame(frames.SETTINGS, 0, 0, setting(INITIAL_WINDOW, 500)))
+        assert raw.tunnel.streams[1].window == -500
+        raw.send(frames.window_update(1, 400))
+        assert sent() == 1000
+        raw.send(frames.frame(frames.SETTINGS, 0, 0, setting(INITIAL_WINDOW, 700)))
+        assert sent() == 1100
+
+
+def test_large_answers_are_split_into_continuations() -> None:
+    with Raw(client=True) as raw:
+        raw.greet()
+        block = frames.encode_headers([(":method", "CONNECT"), (":authority", "a"), ("x", "y" * 40_000)])
+        raw.tunnel.open_stream(block, Conversation())
+        raw.turn()
+        pieces = [f for f in raw.frames() if f.kind in (frames.HEADERS, frames.CONTINUATION)]
+        assert [f.flags & frames.END_HEADERS for f in pieces] == [0, 0, frames.END_HEADERS]
+        assert b"".join(f.body for f in pieces) == block
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_refusal_ends_the_stream_for_both_sides(ends: bool) -> None:
+    with Raw(client=True) as raw:
+        raw.greet()
+        _, _, conversation = raw.open()
+        flags = frames.END_HEADERS | (frames.END_STREAM if ends else 0)
+        raw.send(frames.frame(frames.HEADERS, flags, 1, frames.encode_header(":status", "503")))
+        assert conversation.status == 503
+        assert conversation.ending is not None
+        assert "503" in conversation.ending.error
+        assert raw.tunnel.streams == {}
+        last = raw.frames()[-1]
+        assert (last.kind, last.flags) == ((frames.DATA, frames.END_STREAM) if ends else (frames.RST_STREAM, 0))
+
+
+def test_a_refused_request_costs_the_server_nothing_more() -> None:
+    with Raw(answer="401") as raw:
+        raw.greet()
+        raw.request(1)
+        raw.request(3, frames.END_STREAM)
+        assert raw.resets() == {1: frames.NO_ERROR}
+        assert [f.flags & frames.END_STREAM for f in raw.frames(frames.HEADERS)] == [1, 1]
+        assert raw.tunnel.streams == {}
+
+
+def test_interim_answers_are_passed_over() -> None:
+    with Raw(client=True) as raw:
+        raw.greet()
+        _, _, conversation = raw.open()
+        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.encode_header(":status", "103")))
+        assert conversation.headers is None
+        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.RESPONSE_200))
+        assert conversation.headers == [(b":status", b"200")]
+
+
+def test_an_answer_without_a_status_resets_the_stream() -> None:
+    with Raw(client=True) as raw:
+        raw.greet()
+        _, _, conversation = raw.open()
+        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.encode_header("x", "y")))
+        assert raw.resets() == {1: frames.PROTOCOL_ERROR}
+        assert conversation.ending is not None
+        assert "no status" in conversation.ending.error
+
+
+def test_a_drain_says_goodbye_twice_and_closes_with_the_last_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Raw() as raw:
+        raw.greet()
+        raw.request(1)
+        raw.tunnel.drain()
+        raw.tunnel.drain()
+        raw.request(3)
+        assert len(raw.side.applications) == 2, "a request that crossed the first GOAWAY is served"
+        now[0] += 1
+        raw.turn()
+        lasts = [int.from_bytes(f.body[:4], "big") for f in raw.frames(frames.GOAWAY)]
+        assert lasts == [frames.MAX_WINDOW, 3]
+        raw.request(5)
+        assert raw.resets() == {5: frames.REFUSED_STREAM}
+        for stream, app in zip((1, 3), raw.side.applications, strict=True):
+            raw.send(frames.end_stream(stream))
+            app.close()
+            raw.turn()
+        assert raw.side.ending == Ending("drained", "-")
+
+
+def test_a_goaway_ends_only_what_the_peer_has_not_seen() -> None:
+    with Raw(client=True) as raw:
+        raw.greet()
+        _, _, seen = raw.open()
+        _, _, unseen = raw.open()
+        raw.send(frames.goaway(1, frames.NO_ERROR))
+        assert unseen.ending is not None
+        assert "before it saw the request" in unseen.ending.error
+        assert seen.ending is None
+        assert raw.tunnel.free_slots == 0
+        raw.send(frames.rst_stream(1, frames.CANCEL))
+        assert raw.tunnel.closed
+
+
+def test_windows_below_the_default_do_not_punish_a_peer_that_relies_on_it() -> None:
+    with Raw(settings=Settings(stream_window=1000, connection_window=1000)) as raw:
+        raw.send(
+            frames.PREFACE
+            + frames.frame(frames.SETTINGS, 0, 0)
+            + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, CONNECT)
+            + frames.frame(frames.DATA, 0, 1, bytes(16_000)) * 4
+        )
+        assert len(read_now(raw.side.applications[0])) == 64_000
+        assert raw.resets() == {}
+        assert raw.goaway() is None
+
+
+def test_the_reserved_bit_of_a_stream_means_nothing() -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.request()
+        raw.send(frames.frame(frames.DATA, 0, 1 | 1 << 31, b"hello"))
+        assert read_now(raw.side.applications[0]) == b"hello"
+
+
+def test_unknown_frames_are_skipped() -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.request()
+        raw.send(frames.frame(0x42, 0xFF, 1, bytes(100_000)) + frames.frame(frames.DATA, 0, 1, b"after"))
+        assert read_now(raw.side.applications[0]) == b"after"
+
+
+# ---- what peers may not do ----
+
+F = frames
+VIOLATIONS: dict[str, tuple[bytes, int]] = {
+    "DATA for an idle stream": (F.frame(F.DATA, 0, 5, b"x"), F.PROTOCOL_ERROR),
+    "DATA for stream 0": (F.frame(F.DATA, 0, 0, b"x"), F.PROTOCOL_ERROR),
+    "DATA that is too long": (b"\x20\0\0\0\0\0\0\0\1", F.FRAME_SIZE_ERROR),
+    "padding that exceeds the frame": (F.frame(F.DATA, F.PADDED, 1, b"\x09abc"), F.PROTOCOL_ERROR),
+    "padded DATA without padding": (F.frame(F.DATA, F.PADDED, 1, b""), F.PROTOCOL_ERROR),
+    "HEADERS of an even stream": (F.frame(F.HEADERS, F.END_HEADERS, 4, CONNECT), F.PROTOCOL_ERROR),
+    "HEADERS of stream 0": (F.frame(F.HEADERS, F.END_HEADERS, 0, CONNECT), F.PROTOCOL_ERROR),
+    "padding that exceeds HEADERS": (F.frame(F.HEADERS, F.END_HEADERS | F.PADDED, 3, b"\x09abc"), F.PROTOCOL_ERROR),
+    "broken header compression": (F.frame(F.HEADERS, F.END_HEADERS, 3, b"\xff\xff\xff\xff\xff\xff"), 0x9),
+    "a header block interrupted by DATA": (
+        F.frame(F.HEADERS, 0, 3, CONNECT) + F.frame(F.DATA, 0, 1, b"x"),
+        F.PROTOCOL_ERROR,
+    ),
+    "a header block continued by another stream": (
+        F.frame(F.HEADERS, 0, 3, CONNECT) + F.frame(F.CONTINUATION, F.END_HEADERS, 5),
+        F.PROTOCOL_ERROR,
+    ),
+    "CONTINUATION out of place": (F.frame(F.CONTINUATION, F.END_HEADERS, 1), F.PROTOCOL_ERROR),
+    "RST_STREAM of an idle stream": (F.rst_stream(5, 0), F.PROTOCOL_ERROR),
+    "RST_STREAM of three bytes": (F.frame(F.RST_STREAM, 0, 1, b"abc"), F.FRAME_SIZE_ERROR),
+    "WINDOW_UPDATE of an idle stream": (F.window_update(5, 1), F.PROTOCOL_ERROR),
+    "WINDOW_UPDATE of five bytes": (F.frame(F.WINDOW_UPDATE, 0, 1, b"abcde"), F.FRAME_SIZE_ERROR),
+    "WINDOW_UPDATE of nothing": (F.window_update(0, 0), F.PROTOCOL_ERROR),
+    "a connection window that overflows": (F.window_update(0, F.MAX_WINDOW), F.FLOW_CONTROL_ERROR),
+    "a stream window that overflows by SETTINGS": (
+        F.window_update(1, F.MAX_WINDOW - 65_535) + F.frame(F.SETTINGS, 0, 0, setting(INITIAL_WINDOW, 65_536)),
+        F.FLOW_CONTROL_ERROR,
+    ),
+    "SETTINGS with a wrong length": (F.frame(F.SETTINGS, 0, 0, b"abc"), F.FRAME_SIZE_ERROR),
+    "SETTINGS of a stream": (F.frame(F.SETTINGS, 0, 1), F.PROTOCOL_ERROR),
+    "SETTINGS with an impossible window": (
+        F.frame(F.SETTINGS, 0, 0, setting(INITIAL_WINDOW, 1 << 31)),
+        F.FLOW_CONTROL_ERROR,
+    ),
+    "SETTINGS with an impossible frame size": (F.frame(F.SETTINGS, 0, 0, setting(MAX_FRAME, 10)), F.PROTOCOL_ERROR),
+    "PING of seven bytes": (F.ping(b"1234567"), F.FRAME_SIZE_ERROR),
+    "GOAWAY of four bytes": (F.frame(F.GOAWAY, 0, 0, b"abcd"), F.FRAME_SIZE_ERROR),
+    "PUSH_PROMISE": (F.frame(F.PUSH_PROMISE, F.END_HEADERS, 1, bytes(4) + CONNECT), F.PROTOCOL_ERROR),
+    "a control frame that is too long": (F.frame(F.PING, 0, 0, bytes(20_000)), F.FRAME_SIZE_ERROR),
+}
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 1], ids=["whole", "byte-at-a-time"])
+@pytest.mark.parametrize("what", VIOLATIONS)
+def test_a_violation_ends_the_tunnel_with_its_code(what: str, chunk: int) -> None:
+    data, code = VIOLATIONS[what]
+    with Raw() as raw:
+        raw.greet()
+        raw.request()
+        raw.send(data, chunk)
+        assert raw.tunnel.closed
+        assert raw.goaway() == code
+        assert raw.side.ending is not None
+        assert raw.side.ending.flag == "H2_HANDSHAKE_FAILURE"
+        assert raw.side.ending.error.startswith("the peer broke HTTP/2: ")
+        assert frames.error_name(code) in raw.side.ending.error
+        ending = raw.side.conversations[0].ending
+        assert ending is not None
+        assert ending.error.startswith("the tunnel is gone")
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\rX", bytes(30)])
+def test_a_client_without_the_preface_is_refused(first: bytes) -> None:
+    with Raw() as raw:
+        raw.send(first)
+        assert raw.goaway() == frames.PROTOCOL_ERROR
+        assert raw.side.ending is not None
+        assert "does not speak HTTP/2" in raw.side.ending.error
+        assert not raw.side.is_ready
+
+
+@pytest.mark.parametrize("first", [frames.ping(bytes(8)), frames.frame(frames.DATA, 0, 1, b"x")])
+def test_settings_come_first(first: bytes) -> None:
+    with Raw() as raw:
+        raw.send(frames.PREFACE + first)
+        assert raw.goaway() == frames.PROTOCOL_ERROR
+        assert not raw.side.is_ready
+
+
+@pytest.mark.parametrize(
+    ("increment", "code"), [(0, frames.PROTOCOL_ERROR), (frames.MAX_WINDOW, frames.FLOW_CONTROL_ERROR)]
+)
+def test_a_broken_stream_window_ends_that_stream_only(increment: int, code: int) -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.request(1)
+        raw.request(3)
+        raw.send(frames.window_update(1, increment) + frames.frame(frames.DATA, 0, 3, b"unharmed"))
+        assert raw.resets() == {1: code}
+        assert read_now(raw.side.applications[1]) == b"unharmed"
+
+
+def test_more_than_the_connections_window_ends_the_tunnel() -> None:
+    with Raw(settings=Settings(stream_window=1 << 20, connection_window=1 << 20)) as raw:
+        raw.greet()
+        raw.request()
+        raw.tunnel._receive_window = 10_000
+        raw.send(frames.frame(frames.DATA, 0, 1, bytes(10_001)))
+        assert raw.goaway() == frames.FLOW_CONTROL_ERROR
+
+
+def test_streams_beyond_the_limit_are_refused_and_the_others_live() -> None:
+    with Raw(answer="", settings=Settings(max_streams=3)) as raw:
+        raw.greet()
+        for stream in range(1, 200, 2):
+            raw.request(stream)
+        assert len(raw.tunnel.streams) == 3
+        assert raw.resets() == dict.fromkeys(range(7, 200, 2), frames.REFUSED_STREAM)
+        assert not raw.tunnel.closed
+
+
+def test_a_header_list_that_is_too_long_is_answered_431() -> None:
+    with Raw() as raw:
+        raw.greet()
+        encoder = hpack.Encoder()
+        encoder.encode([("x", "y" * 3000)])
+        entry = encoder.encode([("x", "y" * 3000)])
+        assert len(entry) == 1
+        block = hpack.Encoder().encode([("x", "y" * 3000)]) + entry * 30
+        raw.request(1, 0, block)
+        assert raw.side.requests == []
+        assert frames.decode_plain(raw.frames(frames.HEADERS)[0].body) == [(b":status", b"431")]
+        raw.request(3)
+        assert len(raw.side.requests) == 1
+
+
+def test_a_compression_bomb_ends_the_tunnel() -> None:
+    with Raw() as raw:
+        raw.greet()
+        block = hpack.Encoder().encode([("x", "y" * 3000)]) + b"\xbe" * 60_000
+        raw.request(1, 0, block)
+        assert raw.tunnel.closed
+        assert raw.side.requests == []
+
+
+def test_headers_of_more_than_64_kilobytes_end_the_tunnel() -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.request(1, 0, bytes(70_000))
+        assert raw.goaway() == frames.ENHANCE_YOUR_CALM
+
+
+# ---- floods ----
+
+
+def is_calmed(raw: Raw) -> bool:
+    return raw.tunnel.closed and raw.goaway() == frames.ENHANCE_YOUR_CALM
+
+
+def rapid_resets(count: int) -> bytes:
+    return b"".join(
+        frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * i + 1, CONNECT) + frames.rst_stream(2 * i + 1, 8)
+        for i in range(2, count)
+    )
+
+
+FLOODS: dict[str, Callable[[int], bytes]] = {
+    "rapid resets": rapid_resets,
+    "rapid resets with a little data on another stream": lambda count: b"".join(
+        frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * i + 1, CONNECT)
+        + frames.frame(frames.DATA, 0, 1, b"x")
+        + frames.rst_stream(2 * i + 1, 8)
+        for i in range(2, count)
+    ),
+    "SETTINGS": lambda count: frames.frame(frames.SETTINGS, 0, 0) * count,
+    "acknowledgements of SETTINGS": lambda count: frames.frame(frames.SETTINGS, frames.ACK, 0) * count,
+    "PING": lambda count: frames.ping(bytes(8)) * count,
+    "PING with a little data": lambda count: (frames.ping(bytes(8)) + frames.frame(frames.DATA, 0, 1, b"x")) * count,
+    "answers to PING": lambda count: frames.frame(frames.PING, frames.ACK, 0, bytes(8)) * count,
+    "empty DATA": lambda count: frames.frame(frames.DATA, 0, 1) * count,
+    "empty padded DATA": lambda count: frames.frame(frames.DATA, frames.PADDED, 1, bytes([10, *range(10)])) * count,
+    "tiny WINDOW_UPDATEs of a stream": lambda count: frames.window_update(1, 1) * count,
+    "tiny WINDOW_UPDATEs of the connection": lambda count: frames.window_update(0, 1) * count,
+    "PRIORITY": lambda count: frames.frame(frames.PRIORITY, 0, 1, bytes(5)) * count,
+    "unknown frames": lambda count: frames.frame(0x99, 0, 1) * count,
+    "GOAWAY": lambda count: frames.goaway(0, 0) * count,
+    "resets of closed streams": lambda count: frames.rst_stream(3, 0) * count,
+    "the end of closed streams": lambda count: frames.end_stream(3) * count,
+    "headers of closed streams": lambda count: frames.frame(frames.HEADERS, frames.END_HEADERS, 3, CONNECT) * count,
+    "window updates of closed streams": lambda count: frames.window_update(3, 1) * count,
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "accepts"), [(what, True) for what in FLOODS] + [(what, False) for what in FLOODS if "rapid" in what]
+)
+def test_a_flood_is_ended_and_its_neighbour_undisturbed(what: str, accepts: bool) -> None:
+    loop = Loop()
+    with Raw(loop=loop) as flooding, Raw(loop=loop) as neighbour:
+        for raw in (flooding, neighbour):
+            raw.greet()
+            raw.request(1)
+        flooding.request(3)
+        flooding.send(frames.rst_stream(3, frames.CANCEL))
+        flooding.side.answer = "200" if accepts else ""
+        flood = FLOODS[what](6000)
+        for at in range(0, len(flood), 8192):
+            flooding.send(flood[at : at + 8192])
+            read_now(flooding.side.applications[0])
+            neighbour.send(frames.frame(frames.DATA, 0, 1, b"x"))
+        assert is_calmed(flooding)
+        assert not neighbour.tunnel.closed
+        assert len(read_now(neighbour.side.applications[0])) >= 1
+        assert neighbour.goaway() is None
+    loop.shutdown()
+
+
+def test_a_continuation_flood_is_ended() -> None:
+    with Raw() as raw:
+        raw.greet()
+        raw.send(frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.CONTINUATION, 0, 1, b"") * 1000)
+        assert is_calmed(raw)
+
+
+def test_a_header_block_without_end_is_ended() -> None:
+    with Raw() as raw:
+        raw.greet()
+        piece = frames.encode_header("x", "y" * 16_000)
+        raw.send(frames.frame(frames.HEADERS, 0, 1, piece) + frames.frame(frames.CONTINUATION, 0, 1, piece) * 10)
+        assert is_calmed(raw)
+        assert raw.side.requests == []
+
+
+def test_a_few_continuations_are_no_flood() -> None:
+    with Raw() as raw:
+        raw.greet()
+        pieces = [CONNECT[at : at + 6] for at in range(0, len(CONNECT), 6)]
+        raw.send(
+            frames.frame(frames.HEADERS, 0, 1, b"")
+            + b"".join(frames.frame(frames.CONTINUATION, 0, 1, piece) for piece in pieces)
+            + frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1),
+            chunk=3,
+        )
+        assert raw.side.requests == [[(b":method", b"CONNECT"), (b":authority", b"10.0.0.2:80")]]
+
+
+def test_a_busy_peer_is_no_flood() -> None:
+    """Every round: a message, its window given back in small steps, a PING as gRPC's bandwidth estimate sends them."""
+    with Raw() as raw:
+        raw.greet()
+        raw.request()
+        app = raw.side.applications[0]
+        for _ in range(3000):
+            app.send(b"a" * 100)
+            raw.sock.send(
+                frames.frame(frames.DATA, 0, 1, bytes(4096))
+                + frames.ping(bytes(8))
+                + frames.window_update(1, 100)
+                + frames.window_update(0, 100)
+            )
+            raw.loop.turn(0)
+            app.recv(1 << 16)
+            raw.collect()
+        assert not raw.tunnel.closed
+
+
+def test_many_refused_requests_are_no_flood_of_either_side() -> None:
+    """A policy that denies thousands of connections a second must not end the tunnel that others use."""
+    with Pair(answer="401") as pair:
+        pair.client_side.changed = lambda tunnel: None  # type: ignore[method-assign]
+        for _ in range(60):
+            conversations = [Conversation() for _ in range(100)]
+            for conversation in conversations:
+                pair.client.open_stream(CONNECT, conversation)
+            pair.run_until(lambda heard=conversations: all(each.ending for each in heard))
+        assert not pair.client.closed
+        assert not pair.server.closed
+
+
+def test_half_a_frame_waits_and_costs_no_more_than_a_frame() -> None:
+    with Raw() as raw:
+        raw.greet()
+        whole = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.encode_header("x", "y" * 60_000))
+        raw.send(whole[:-1])
+        assert len(raw.tunnel._carry) == len(whole) - 1
+        assert raw.side.requests == []
+        for _ in range(3):
+            assert raw.loop.turn(0) == 0
+        raw.send(whole[-1:])
+        assert len(raw.side.requests) == 1
+        assert raw.tunnel._carry == b""
