@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -47,3 +48,19 @@ def test_without_rights_it_says_so_in_a_sentence(topology: Topology) -> None:
     assert done.returncode == 2, done.stderr
     assert "error: " in done.stderr
     assert "hint: run as root" in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("backend", ["nft", "iptables-nft", "iptables-legacy"])
+def test_root_of_a_user_namespace_is_root_enough(backend: str) -> None:
+    """Made by `unshare`, as an ordinary user does: neither iptables' lock nor its list of tables can be opened."""
+    steps = (
+        "from ztunnel.linux.netns import bring_up_loopback; bring_up_loopback(); "
+        "here = ['--netns', '/proc/self/ns/net']; "
+        f"codes = [run(['redirect', 'apply', *here, '--backend', '{backend}']), run(['redirect', 'verify', *here]), "
+        "run(['redirect', 'remove', *here]), run(['redirect', 'verify', *here])]; sys.exit(codes != [0, 0, 0, 1])"
+    )
+    script = f"import sys; sys.path[:0] = {sys.path!r}; from ztunnel.cli import run; {steps}"
+    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urnm", sys.executable]
+    done = subprocess.run([*command, "-c", script], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -54,4 +54,5 @@ PACKET_STATISTICS = 6
 """linux/socket.h, linux/if_packet.h"""
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 """linux/prctl.h"""

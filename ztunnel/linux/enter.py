@@ -18,18 +18,25 @@ from ztunnel.linux.constants import (
     MS_BIND,
     MS_PRIVATE,
     MS_REC,
+    PR_SET_NAME,
     PR_SET_PDEATHSIG,
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the thread that started this process ends, even by SIGKILL.
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send this signal when the thread that started this process ends, even by SIGKILL.
 
-    For `preexec_fn` of a process with one thread.
+    For `preexec_fn` of a process with one thread. Survives an exec. A parent that has ended before the call is not
+    noticed: look at getppid afterwards.
     """
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def set_process_name(name: str) -> None:
+    """What `ps -o comm` and `top` show; the kernel keeps 15 bytes. To be called in the main thread."""
+    _libc.prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def move_in(network: int, *, user: int | None = None, hosts: Path | None = None) -> None:

@@ -14,6 +14,7 @@ Blocks for some tens of milliseconds: call it from a worker thread.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import msgspec
@@ -108,7 +109,7 @@ def fitting(spec: CaptureSpec, netns: int | None) -> CaptureSpec:
 def present(netns: int | None = None) -> Listing:
     """Everything of ours that is in the namespace, in all backends. IPTables places are told apart by their backend.
 
-    Raises PlatformError when no backend answers; one that does not work on this kernel holds nothing.
+    Raises PlatformError when a right is missing or no backend answers; one that this kernel lacks holds nothing.
     """
     found: Listing = {}
     answered, refusal = False, None
@@ -117,6 +118,8 @@ def present(netns: int | None = None) -> Listing:
             try:
                 found |= in_backend(backend, netns)
                 answered = True
+            except tools.NotPermittedError:
+                raise
             except PlatformError as error:
                 refusal = error
     if refusal is not None and not answered:
@@ -219,13 +222,22 @@ def _of(found: Listing, backend: Backend) -> Listing:
 
 def _saved(backend: Backend, family: int, netns: int | None) -> str:
     """The output of iptables-save. Legacy tables that were never used are not asked for: asking would make them."""
+    save = tools.iptables(backend, family, "save")
     if backend is Backend.IPTABLES_LEGACY:
         name = "ip_tables_names" if family == 4 else "ip6_tables_names"
-        with in_netns(netns), contextlib.suppress(OSError):
-            if Path("/proc/thread-self/net", name).read_text():
-                return tools.run([tools.iptables(backend, family, "save")], netns=netns)
-        return ""
-    return tools.run([tools.iptables(backend, family, "save")], netns=netns)
+        try:
+            with in_netns(netns):
+                used = Path("/proc/thread-self/net", name).read_text()
+        except PermissionError:
+            if os.geteuid() != 0:
+                raise tools.NotPermittedError("may not read the rules of iptables", hint="run as root") from None
+            # a namespace made together with its user namespace: the file belongs to nobody inside, the tables do not
+            return "".join(tools.run([save, "-t", table], netns=netns) for table in render_iptables.TABLES)
+        except OSError:
+            return ""  # the kernel has no such tables
+        if not used:
+            return ""
+    return tools.run([save], netns=netns)
 
 
 def _restore(backend: Backend, family: int, text: str, netns: int | None) -> None:

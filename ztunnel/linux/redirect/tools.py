@@ -22,6 +22,10 @@ _TIMEOUT = 20.0
 _PACKAGES = {Backend.NFT: "nftables", Backend.IPTABLES_NFT: "iptables", Backend.IPTABLES_LEGACY: "iptables"}
 
 
+class NotPermittedError(PlatformError):
+    """A tool ran and was refused by the kernel for lack of a right."""
+
+
 def find(name: str, package: str) -> str:
     """The path of a tool. Raises PlatformError naming the package that has it."""
     path = shutil.which(name, path=_PATH)
@@ -70,9 +74,7 @@ def run(argv: list[str], *, stdin: str = "", netns: int | None = None) -> str:
 
     Raises PlatformError with the tool's complaint when it fails.
     """
-    environ = {**os.environ, "LC_ALL": "C"}
-    if not os.access(_LOCK if _LOCK.exists() else _LOCK.parent, os.W_OK):
-        environ["XTABLES_LOCKFILE"] = f"{tempfile.gettempdir()}/ztunnel-xtables-{os.getuid()}.lock"
+    environ = {**os.environ, "LC_ALL": "C", **_lock()}
     pipe = subprocess.PIPE
     with in_netns(netns):
         child = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environ)
@@ -89,9 +91,18 @@ def run(argv: list[str], *, stdin: str = "", netns: int | None = None) -> str:
     return out
 
 
+def _lock() -> dict[str, str]:
+    """Another lock for iptables where its own cannot be opened: root of a user namespace has no say over /run."""
+    if os.access(_LOCK if _LOCK.exists() else _LOCK.parent, os.W_OK):
+        return {}
+    real_uid = Path("/proc/self/uid_map").read_text().split()[1]
+    return {"XTABLES_LOCKFILE": f"{tempfile.gettempdir()}/ztunnel-xtables-{real_uid}.lock"}
+
+
 def _failed(argv: list[str], err: str) -> PlatformError:
     complaint = " ".join(line.strip() for line in err.splitlines()[:3]) or "no reason given"
     command = " ".join((Path(argv[0]).name, *argv[1:]))
     denied = any(text in err for text in ("Permission denied", "Operation not permitted", "you must be root"))
-    hint = "run as root, or grant CAP_NET_ADMIN" if denied else "`--dry-run` shows what is given to it"
-    return PlatformError(f"{command} failed: {complaint}", hint=hint)
+    if denied:
+        return NotPermittedError(f"{command} failed: {complaint}", hint="run as root, or grant CAP_NET_ADMIN")
+    return PlatformError(f"{command} failed: {complaint}", hint="`--dry-run` shows what is given to it")
