@@ -2,7 +2,7 @@
 
 Run as a script: `python app.py PORT`. Each request is one JSON line on standard output, as the application saw it.
 
-    GET /hello    an answer that repeats the header X-Secret
+    GET /hello    an answer that repeats the header X-Secret (any path but the next)
     GET /stream   a line every 50 ms until the client goes
 """
 
@@ -22,12 +22,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         secret = self.headers.get("X-Secret", "")
-        seen = {"peer": self.client_address[0].removeprefix("::ffff:"), "request": self.requestline, "secret": secret}
+        peer = self.client_address[0].removeprefix("::ffff:")
+        seen = {"peer": peer, "request": self.requestline, "secret": secret}
         print(json.dumps(seen), flush=True)
         if self.path == "/stream":
             self._stream()
         else:
-            self._answer(f"hello from {socket.gethostname()}, you said {secret or 'nothing'}\n".encode())
+            said = f", and keep {secret!r} to myself" if secret else ""
+            self._answer(f"hello, I see you at {peer}{said}\n".encode())
 
     def log_message(self, *_: object) -> None:
         """Requests are told in `do_GET`."""

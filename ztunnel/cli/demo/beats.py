@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ztunnel.cli.demo import mesh
 from ztunnel.cli.demo.process import Line
-from ztunnel.cli.demo.stage import SEE_TIME, SWITCH_TIME, Answer, Stage, StageError
+from ztunnel.cli.demo.stage import SEE_TIME, SWITCH_TIME, Answer, Refused, Stage, StageError, as_refused
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.linux.packets import Segment
 
@@ -25,9 +25,6 @@ TLS_STARTS = (b"\x16\x03", b"\x17\x03")
 HEX_BYTES = 16
 MODES = (CaptureMode.REDIRECT, CaptureMode.TPROXY, CaptureMode.NODE)
 
-BUSY = "is this machine very busy? Try again"
-_REFUSED = (OSError, http.client.HTTPException)
-"""What a client can see of a connection that is refused or cut."""
 
 
 class Traffic(NamedTuple):
@@ -76,7 +73,8 @@ def open_connection(stage: Stage) -> str:
     """A DENY applied live ends what is open."""
     since = stage.server_agent.position()
     with stage.open_request(stage.client, "/stream") as response:
-        lines = response.readline() + response.readline()
+        with as_refused("the stream ended early"):
+            lines = response.readline() + response.readline()
         if not lines.startswith(b"line 1\nline 2\n"):
             raise StageError(f"the stream began with {lines!r}")
         applied = time.monotonic()
@@ -95,8 +93,8 @@ def next_request(stage: Stage) -> str:
     secret = _new_secret()
     try:
         answer = stage.get(stage.client, "/hello", secret=secret)
-    except _REFUSED as error:
-        refusal = str(error) or type(error).__name__
+    except Refused as error:
+        refusal = error
     else:
         raise StageError(f"the client is denied and was answered: {answer}")
     line = _logged(stage, since, "why the request was refused", lambda line: "rejection" in line.get("error", ""))
@@ -106,7 +104,7 @@ def next_request(stage: Stage) -> str:
     visitor = stage.get(stage.visitor, "/hello")
     if visitor.status != 200:
         raise StageError(f"the visitor is allowed and was answered {visitor}")
-    return f"client got {refusal!r}, the log says {line['error']!r}; the visitor is still answered {visitor.status}"
+    return f"{refusal}; {line['error']}; the visitor is still answered {visitor.status}"
 
 
 class Beat(NamedTuple):
@@ -133,16 +131,13 @@ def _exchange(stage: Stage, ip: str) -> Traffic:
     stage.wire.read()
     stage.inside.read()
     secret, since = _new_secret(), stage.app.position()
-    try:
-        answer = stage.get(stage.client, "/hello", ip=ip, secret=secret)
-    except _REFUSED as error:
-        raise StageError(f"the client's request failed: {error or type(error).__name__}") from None
+    answer = stage.get(stage.client, "/hello", ip=ip, secret=secret)
     if answer.status != 200 or secret not in answer.body:
         raise StageError(f"the client was answered {answer}")
     seen = stage.wait("the request in the application's log", lambda: stage.app.saw(since, secret), SEE_TIME)
     traffic = Traffic(secret, answer, seen, stage.wire.read(), stage.inside.read())
     if stage.wire.dropped or stage.inside.dropped:
-        raise StageError("packets came faster than they could be looked at, so nothing is proven", hint=BUSY)
+        raise StageError("packets came faster than they could be looked at", hint="is this machine very busy?")
     return traffic
 
 
@@ -181,7 +176,7 @@ def _read_to_its_end(stage: Stage, response: http.client.HTTPResponse) -> int:
     """Lines of an endless stream until somebody cuts it. Raises StageError when nobody does."""
     deadline = time.monotonic() + SWITCH_TIME
     count = 2
-    with contextlib.suppress(*_REFUSED):
+    with contextlib.suppress(OSError, http.client.HTTPException):
         while response.readline():
             count += 1
             stage.interrupts.check()

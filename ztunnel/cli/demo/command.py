@@ -57,6 +57,10 @@ def exec_in(place: str, command: tuple[str, ...]) -> None:
       ztunnel demo exec client -- curl http://server:8080/
       ztunnel demo exec visitor -- sh
     """
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise click.UsageError("a COMMAND is needed, e.g. sh")
     running.enter(place)
     own = (os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts"), "/usr/sbin", "/sbin")
     os.environ["PATH"] = os.pathsep.join(own)

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -42,6 +43,19 @@ class StageError(ZtunnelError):
     """What should have happened on the stage did not."""
 
 
+class Refused(StageError):
+    """A client's exchange with the application failed or was cut."""
+
+
+@contextmanager
+def as_refused(what: str) -> Iterator[None]:
+    """Everything that a client can see of a connection that is refused or cut becomes a Refused."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise Refused(f"{what}: {error or type(error).__name__}") from None
+
+
 class Answer(NamedTuple):
     """Of the application, as its client got it."""
 
@@ -56,12 +70,14 @@ class Stage:
         self.interrupts = interrupts
         self.rootless = rootless
         self.mode = CaptureMode.REDIRECT
-        self.topology = Topology()
         self.pods: dict[str, Pod] = {}
         self.agents: list[Agent] = []
-        self._sniffers: list[Sniffer] = []
         self._app: App | None = None
+        self._undo = ExitStack()
         self.directory = running.make_directory()
+        self._undo.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self.topology = self._undo.enter_context(Topology())
+        self._undo.callback(self._end_children)
 
     def __enter__(self) -> Self:
         try:
@@ -98,22 +114,20 @@ class Stage:
         )
 
     def _sniff(self, interface: str | None, place: Namespace) -> Sniffer:
-        sniffer = Sniffer(interface, place.fd)
-        self._sniffers.append(sniffer)
-        return sniffer
+        return self._undo.enter_context(Sniffer(interface, place.fd))
 
     def close(self) -> None:
         """End every process, namespace and file of the demo. Signals wait until it is done."""
+        self._undo.close()
+
+    def _end_children(self) -> None:
+        """In peace, if they can; what is left is killed with the topology."""
         children = self._children()
         for child in children:
             child.end()
         deadline = time.monotonic() + END_TIME
         while any(child.exit_code is None for child in children) and time.monotonic() < deadline:
             threading.Event().wait(POLL)
-        for sniffer in self._sniffers:
-            sniffer.close()
-        self.topology.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _children(self) -> list[Process]:
         return [*self.agents, *([self._app] if self._app else [])]
@@ -162,19 +176,20 @@ class Stage:
         self.switch(CaptureMode.REDIRECT)
 
     def get(self, pod: Pod, path: str, *, ip: str = mesh.SERVICE_IP4, secret: str = "") -> Answer:
-        """A request of the pod to the service. Raises OSError or HTTPException as its application would see."""
-        with self.open_request(pod, path, ip=ip, secret=secret) as response:
+        """A request of the pod to the service. Raises Refused when it gets no whole answer."""
+        with as_refused(f"{pod.name} got no answer"), self.open_request(pod, path, ip=ip, secret=secret) as response:
             return Answer(response.status, response.read().decode())
 
     def open_request(
         self, pod: Pod, path: str, *, ip: str = mesh.SERVICE_IP4, secret: str = ""
     ) -> http.client.HTTPResponse:
-        """The response as far as its headers; its body is the caller's to read and to close."""
+        """The response as far as its headers; its body is the caller's to read and to close. Raises as `get` does."""
         connection = http.client.HTTPConnection(mesh.SERVER.name, mesh.PORT)
-        connection.sock = pod.connect(ip, mesh.PORT, timeout=REPLY_TIME)
         try:
-            connection.request("GET", path, headers={"X-Secret": secret, "Connection": "close"})
-            return connection.getresponse()
+            with as_refused(f"{pod.name} got no answer"):
+                connection.sock = pod.connect(ip, mesh.PORT, timeout=REPLY_TIME)
+                connection.request("GET", path, headers={"X-Secret": secret, "Connection": "close"})
+                return connection.getresponse()
         except BaseException:
             connection.close()
             raise
