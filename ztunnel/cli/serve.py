@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ztunnel import __version__
 from ztunnel.config import Settings, load
 from ztunnel.config.describe import describe
 from ztunnel.config.environ import GROUPS
+from ztunnel.linux.rights import raise_open_files
 from ztunnel.observe.logs import Logs, install
 
 MESH_CONFIG = Path("./etc/istio/config/mesh")
@@ -99,8 +99,7 @@ def _introduce(settings: Settings) -> None:
 
 def _raise_descriptor_limit() -> None:
     """A connection needs up to four descriptors; the soft limit is made for select(), not for this."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        log.debug("open files: at most %d", raise_open_files())
     except (ValueError, OSError) as error:
-        log.warning("the limit of open files stays at %d: %s", soft, error)
+        log.warning("the limit of open files stays as it is: %s", error)

@@ -56,7 +56,7 @@ GROUPS = (
         (
             V("PROXY_MODE", forms.choice("shared", "dedicated"), "One agent for a node's pods, or for one workload."),
             V("PROXY_WORKLOAD_INFO", forms.WORKLOAD, "The workload of a dedicated agent; required there."),
-            V("SAME_NODE_JOIN", forms.SWITCH, "Join both ends in the kernel when they live in this agent.", later=True),
+            V("SAME_NODE_JOIN", forms.SWITCH, "Join both ends directly when they live in this agent."),
             V("WORKERS", forms.integer(0, 256), "Worker processes; 0 keeps all in one process.", later=True),
             V("ENABLE_PROXY", forms.BOOLEAN, "Run the proxy (false: only the DNS proxy).", later=True),
             V("ZTUNNEL_WORKER_THREADS", forms.TEXT, "Threads of Istio's ztunnel, number or NN%.", later=True),
