@@ -213,13 +213,3 @@ def test_after_kill_9_processes_end_and_the_next_demo_sweeps_the_files(home: Hom
         child.send_signal(signal.SIGINT)
         child.wait(20)
     assert home.left_behind() == {}
-
-
-def test_without_rule_tools_one_sentence_says_what_to_install(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ztunnel.cli.demo import command
-
-    monkeypatch.setattr(command.tools, "has", lambda backend: False)
-    with pytest.raises(command.PlatformError, match="neither nft nor iptables") as raised:
-        command.prepare()
-    assert "install the package" in raised.value.hint
-    assert home.left_behind() == {}

@@ -26,7 +26,6 @@ HEX_BYTES = 16
 MODES = (CaptureMode.REDIRECT, CaptureMode.TPROXY, CaptureMode.NODE)
 
 
-
 class Traffic(NamedTuple):
     """One request with its secret, and everything that it left on the wire and in the server's pod."""
 
@@ -50,13 +49,13 @@ def application(stage: Stage) -> str:
 def wire(stage: Stage) -> str:
     """Between the nodes there is TLS to 15008, and nothing else of ours."""
     traffic = _exchange(stage, mesh.SERVICE_IP4)
-    return _only_tls(traffic)
+    return only_tls(traffic)
 
 
 def ipv6(stage: Stage) -> str:
     """The same for the service's IPv6 address."""
     traffic = _exchange(stage, mesh.SERVICE_IP6)
-    _only_tls(traffic)
+    only_tls(traffic)
     return f"[{mesh.SERVICE_IP6}]:{mesh.PORT} answered {traffic.answer.status}; on the wire only TLS"
 
 
@@ -141,7 +140,7 @@ def _exchange(stage: Stage, ip: str) -> Traffic:
     return traffic
 
 
-def _only_tls(traffic: Traffic) -> str:
+def only_tls(traffic: Traffic) -> str:
     """The evidence. Raises StageError when anything on the wire is not as it should be."""
     needle = traffic.secret.encode()
     plain = next((segment.payload for segment in traffic.inside if needle in segment.payload), b"")

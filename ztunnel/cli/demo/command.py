@@ -91,7 +91,7 @@ def run(output: Output, interrupts: Interrupts, *, stay: bool) -> int:
             output.ends(False, time.monotonic() - started, f"interrupted by {interrupted}")
             return EXIT_SIGNAL + interrupted.number
     except ZtunnelError as error:
-        output.ends(False, time.monotonic() - started, f"{error}; {error.hint}" if error.hint else str(error))
+        output.ends(False, time.monotonic() - started, tell(error))
         return EXIT_MISSING if isinstance(error, PlatformError | ConfigError) else EXIT_FAILED
     return 0 if ok else EXIT_FAILED
 
@@ -120,7 +120,7 @@ def prove(stage: Stage, mode: CaptureMode, output: Output) -> bool:
     try:
         stage.switch(mode)
     except StageError as error:
-        broken = f"{error}\n{error.hint}"
+        broken = tell(error)
     for beat in BEATS:
         output.beat_begins(beat)
         started = time.monotonic()
@@ -130,6 +130,12 @@ def prove(stage: Stage, mode: CaptureMode, output: Output) -> bool:
                 ok, detail = True, beat.run(stage)
             except StageError as error:
                 broken = "not tried, because an earlier beat did not hold"
-                detail = f"{error}\n{error.hint}" if error.hint else str(error)
+                detail = tell(error)
         output.beat_ends(Result(mode.value, beat.name, beat.claim, ok, detail, time.monotonic() - started))
     return not broken
+
+
+def tell(error: ZtunnelError) -> str:
+    """What happened and what to do, or where to look (several lines of log)."""
+    between = "\n" if "\n" in error.hint else "; "
+    return f"{error}{between}{error.hint}" if error.hint else str(error)

@@ -27,6 +27,7 @@ TRY = (
     ("exec client -- curl -sN http://server:8080/stream", "an open connection, to watch and to cut"),
     ("exec node2 -- ztunnel show connections", "what the server's agent carries"),
     ("exec node1 -- ztunnel show certs", "whose certificates the client's agent has"),
+    ("exec client -- ztunnel redirect show", "the rules that capture the client"),
     ("exec visitor -- sh", "a shell in a pod"),
 )
 _CLEAR = "\r\033[K"
