@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -23,14 +23,14 @@ from ztunnel.control.fleet import Fleet
 from ztunnel.control.identity.ca import LocalSource as LocalCertificates
 from ztunnel.control.identity.ca import MemoryCa
 from ztunnel.control.identity.ca_directory import CaDirectory
-from ztunnel.control.identity.manager import CertificateManager
+from ztunnel.control.identity.manager import CertificateManager, CertificateMessage
 from ztunnel.control.identity.provider import crypto_provider
 from ztunnel.control.mesh.localfile import Mesh, Pod
 from ztunnel.control.mesh.source import LocalSource
 from ztunnel.control.pods.capture import RuleCapture
 from ztunnel.control.pods.enroller import Enroller
 from ztunnel.control.pods.manager import PodManager
-from ztunnel.control.pods.pod import Origin, PodSpec, dedicated, from_file
+from ztunnel.control.pods.pod import Origin, PodSpec, dedicated, from_file, recall
 from ztunnel.control.reports import Reports
 from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.capture import CaptureMode
@@ -49,7 +49,9 @@ from ztunnel.link.messages import (
     PodFailed,
     PodGone,
     PodReady,
+    PodRemoved,
     Question,
+    Serving,
     StateSynced,
     Up,
 )
@@ -59,6 +61,8 @@ from ztunnel.runtime.drain import Drain
 from ztunnel.runtime.ready import Ready
 from ztunnel.runtime.supervise import Supervisor, open_supervisor
 
+SERVING_TIMEOUT = 5.0
+"""Seconds for the workers of an earlier control half to say what they serve."""
 FORCED_GRACE = 1.0
 """Seconds for the workers to close everything when the end is now."""
 
@@ -69,8 +73,20 @@ async def run(
     links: Sequence[Channel[Down, Up]], settings: Settings, *, drain: Drain, ready: Ready, logs: Logs
 ) -> None:
     """Serve until `drain` is over. Raises ConfigError or PlatformError when the agent cannot start as it is set up."""
-    control = Control(Fleet(links), settings, drain, ready, logs)
-    await control.run()
+    await serve(Fleet(links), settings, drain=drain, ready=ready, logs=logs)
+
+
+async def serve(
+    fleet: Fleet,
+    settings: Settings,
+    *,
+    drain: Drain,
+    ready: Ready,
+    logs: Logs,
+    on_started: Callable[[], None] = lambda: None,
+) -> None:
+    """`run` for workers that come and go; `on_started` is called once everything that can refuse to start has not."""
+    await Control(fleet, settings, drain, ready, logs).run(on_started)
 
 
 class Control:
@@ -81,8 +97,9 @@ class Control:
         self._ready = ready
         self._logs = logs
         self._mesh = LocalSource(settings)
-        self._certificates = CertificateManager(certificate_source(settings), fleet.broadcast)
-        self._wanted: set[Identity] = set()
+        self._certificates = CertificateManager(certificate_source(settings), self._send_certificate)
+        self._wanted: dict[Identity, set[int]] = {}
+        """Which workers want a certificate: nobody else gets the key."""
         self._pods = PodManager(fleet.send, RuleCapture(settings), on_gone=self._pod_gone)
         self._metrics = Metrics(version=settings.istio_meta_istio_version)
         self._reports = Reports(self._metrics, settings.log_format)
@@ -90,25 +107,32 @@ class Control:
         self._metrics.add_gauges(self._gauges)
         self._metrics.add_counters(self._counters)
         self._pods_known = False
+        self._may_listen = trio.Event()
         self._state_guard = ready.guard("state manager")
         self._pods_guard = ready.guard("proxy" if settings.dedicated else "workload proxy manager")
 
-    async def run(self) -> None:
+    async def run(self, on_started: Callable[[], None] = lambda: None) -> None:
         async with open_supervisor() as carriers:
             carriers.spawn("links", self._listen)
             try:
                 async with open_supervisor() as tasks:
-                    await self._serve(tasks)
+                    await self._serve(tasks, on_started)
             finally:
+                self._may_listen.set()
                 self._fleet.close()
 
-    async def _serve(self, tasks: Supervisor) -> None:
+    async def _serve(self, tasks: Supervisor, on_started: Callable[[], None]) -> None:
         await trio.to_thread.run_sync(self._mesh.load)
         await tasks.start("certificates", self._certificates.run)
         await tasks.start("pods", self._pods.run)
+        self._may_listen.set()
         await tasks.start("admin", servers.serve, self.admin_source())
         if not self._settings.dedicated:
             await tasks.start("enroll socket", self._run_enroller)
+        on_started()
+        if self._fleet.is_replaced:
+            with trio.move_on_after(SERVING_TIMEOUT):  # pods that are served already go on: know them before others
+                await self._fleet.wait_serving()
         tasks.spawn("mesh", self._mesh.run, self._send_state, self._take_pods)
         await self._drain.wait_triggered()
         await self._drain_workers()
@@ -117,29 +141,55 @@ class Control:
     # ---- reports ----
 
     async def _listen(self) -> None:
+        await self._may_listen.wait()
         try:
-            await self._fleet.listen(self._hear)
+            await self._fleet.listen(self._hear, self._worker_lost)
         finally:
             self._pods.disconnect()
 
     def _hear(self, worker: int, message: Up) -> None:
         match message:
+            case Serving():
+                self._greet(worker, message)
             case PodReady() | PodFailed() | PodGone():
                 self._pods.heard(message)
             case CertificateWanted():
-                self._certificate_wanted(message)
+                self._certificate_wanted(worker, message)
             case EdgeDefined() | Counters() | Flows():
                 self._reports.hear(worker, message)
 
-    def _certificate_wanted(self, message: CertificateWanted) -> None:
+    def _greet(self, worker: int, message: Serving) -> None:
+        """A worker that comes later, or that was here before us: go on with its pods, and tell it the whole state."""
+        for pod in message.pods:
+            try:
+                self._pods.adopt(*recall(pod))
+            except ValueError as error:
+                log.error("%s; its connections are closed", error)
+                self._fleet.send(PodRemoved(pod.uid))
+        if self._fleet.is_replaced:
+            self._fleet.tell(worker, LogFilter(self._logs.spec))
+            for part in self._mesh.snapshot():
+                self._fleet.tell(worker, part)
+
+    def _worker_lost(self, worker: int, uids: list[str]) -> None:
+        self._reports.forget(worker)
+        for workers in self._wanted.values():
+            workers.discard(worker)
+        self._pods.lost(uids)
+
+    def _send_certificate(self, message: CertificateMessage) -> None:
+        for worker in self._wanted.get(message.identity, ()):
+            self._fleet.tell(worker, message)
+
+    def _certificate_wanted(self, worker: int, message: CertificateWanted) -> None:
         """A worker may only have certificates of the pods that are served here, whatever it asks for."""
         identity = message.identity
         if self._pods.serves(identity.namespace, identity.service_account):
-            self._wanted.add(identity)
+            self._wanted.setdefault(identity, set()).add(worker)
             self._certificates.want(identity, message.priority)
         else:
             log.warning("a worker asked for the certificate of %s, which no pod here has", identity)
-            self._fleet.broadcast(CertificateFailed(identity, "no pod of this agent has this identity"))
+            self._fleet.tell(worker, CertificateFailed(identity, "no pod of this agent has this identity"))
 
     # ---- mesh and pods ----
 
@@ -173,8 +223,8 @@ class Control:
             return
         for identity in list(self._wanted):
             if (identity.namespace, identity.service_account) == (pod.namespace, pod.service_account):
-                self._wanted.discard(identity)
                 self._certificates.forget(identity)
+                del self._wanted[identity]
 
     def _find_workload(self, namespace: str, name: str) -> Workload | None:
         for workload in self._mesh.mesh.workloads:

@@ -27,6 +27,12 @@ class Reports:
             self._metrics.finish(worker, report.flows)
             self._write(worker, report)
 
+    def forget(self, worker: int) -> None:
+        """The worker is gone: the next one of its number counts anew."""
+        self._metrics.forget_worker(worker)
+        for key in [key for key in self._edges if key[0] == worker]:
+            del self._edges[key]
+
     def count(self, worker: int, counters: Counters) -> None:
         self._metrics.count(worker, opened=counters.opened, open_bytes=counters.open_bytes, sockets=counters.sockets)
 

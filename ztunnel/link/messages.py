@@ -39,7 +39,7 @@ class Priority(Enum):
 
 
 class PodAdded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Open the listeners of a pod. Answered by PodReady or PodFailed."""
+    """Open the listeners of a pod. Answered by PodReady or PodFailed; twice the same is once."""
 
     uid: str
     """The enroller's or CNI's id, not the workload's uid."""
@@ -51,6 +51,8 @@ class PodAdded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The pod's network namespace; None is the agent's own."""
     ips: tuple[str, ...] = ()
     """Known addresses of the pod; needed in NODE mode, where the source address names the pod."""
+    memo: bytes = b""
+    """The control half's own notes. A worker keeps them and gives them to the next control half (Serving)."""
 
 
 class PodRemoved(msgspec.Struct, frozen=True, tag=True):
@@ -75,8 +77,12 @@ class StateSlice(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """False while more slices of the same change follow; policies are re-evaluated after the last."""
 
 
+class Resync(msgspec.Struct, frozen=True, tag=True):
+    """The slices from here to StateSynced are the whole state: what they do not contain is gone then, not before."""
+
+
 class StateSynced(msgspec.Struct, frozen=True, tag=True):
-    """The first full state has been sent: listeners may accept."""
+    """A full state has been sent: listeners may accept."""
 
 
 class CertificateIssued(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -131,6 +137,15 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
 
 
 # ---- up: worker to control ----
+
+
+class Serving(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a worker on every link: what it serves already, without descriptors.
+
+    A worker outlives the control half. A new one learns from it which pods there are and sends the state (Resync).
+    """
+
+    pods: tuple[PodAdded, ...]
 
 
 class PodReady(msgspec.Struct, frozen=True, tag=True):
@@ -215,6 +230,7 @@ Down = (
     PodAdded
     | PodRemoved
     | StateSlice
+    | Resync
     | StateSynced
     | CertificateIssued
     | CertificateFailed
@@ -223,4 +239,4 @@ Down = (
     | Drain
     | Ask
 )
-Up = PodReady | PodFailed | PodGone | CertificateWanted | EdgeDefined | Counters | Flows | Answer | Drained
+Up = Serving | PodReady | PodFailed | PodGone | CertificateWanted | EdgeDefined | Counters | Flows | Answer | Drained

@@ -6,14 +6,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
 import trio
 
 from ztunnel.config.settings import Settings
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.link.channel import Channel
+from ztunnel.link.channel import Channel, ChannelClosed
 from ztunnel.link.messages import (
     Answer,
     Ask,
@@ -30,6 +30,8 @@ from ztunnel.link.messages import (
     PodReady,
     PodRemoved,
     Question,
+    Resync,
+    Serving,
     StateSlice,
     StateSynced,
     Up,
@@ -52,24 +54,49 @@ async def run(link: Channel[Up, Down], settings: Settings, loop: Loop | None = N
 
     `loop` is the host of this trio run (`driver.host`); without one the worker makes its own and drives it.
     """
+    await serve(_only(link), settings, loop)
+
+
+async def _only(link: Channel[Up, Down]) -> AsyncIterator[Channel[Up, Down]]:
+    yield link
+
+
+async def serve(
+    links: AsyncIterable[Channel[Up, Down]],
+    settings: Settings,
+    loop: Loop | None = None,
+    *,
+    set_log_filter: Callable[[str], None] = lambda spec: None,
+) -> None:
+    """A worker that outlives its control halves: plays one link after the other, and serves on in between.
+
+    Ends with `links`. Each control half is told what is served here, and tells in turn what there is (Resync).
+    """
     hosted = loop is not None
     loop = loop or Loop()
-    async with trio.open_nursery() as nursery:
-        worker = Worker(loop, link, settings, nursery)
+    try:
+        async with trio.open_nursery() as nursery:
+            worker = Worker(loop, settings, nursery, set_log_filter)
+            if not hosted:
+                nursery.start_soon(drive, loop)
+            try:
+                async for link in links:
+                    await worker.play(link)
+            finally:
+                worker.close()
+                nursery.cancel_scope.cancel()
+    finally:
         if not hosted:
-            nursery.start_soon(drive, loop)
-        try:
-            await worker.play(link)
-        finally:
-            worker.close()
-            nursery.cancel_scope.cancel()
-    if not hosted:
-        loop.shutdown()
+            loop.shutdown()
 
 
 class Worker:
-    def __init__(self, loop: Loop, link: Channel[Up, Down], settings: Settings, nursery: trio.Nursery) -> None:
-        self._link = link
+    def __init__(
+        self, loop: Loop, settings: Settings, nursery: trio.Nursery, set_log_filter: Callable[[str], None]
+    ) -> None:
+        self._link: Channel[Up, Down] | None = None
+        """None while there is no control half."""
+        self._set_log_filter = set_log_filter
         self._settings = settings
         self._nursery = nursery
         self._pods: dict[str, Pod] = {}
@@ -89,15 +116,29 @@ class Worker:
         self._shared = NodeListeners(self._kit)
         self._recheck = Recheck(self._kit)
 
-    def _send(self, message: Up) -> None:
-        self._link.send(message)
+    def _send(self, message: Up) -> bool:
+        """False when nobody hears it. The next control half is told everything that it needs to know."""
+        if self._link is None:
+            return False
+        try:
+            self._link.send(message)
+        except ChannelClosed:
+            self._link = None
+            return False
+        return True
 
     def _spawn(self, run: Callable[[], Awaitable[None]]) -> None:
         self._nursery.start_soon(run)
 
     async def play(self, link: Channel[Up, Down]) -> None:
+        """Do what the link says until it ends; what is open stays open."""
+        self._link = link
+        self._send(Serving(tuple(pod.told() for pod in self._pods.values())))
+        self._kit.ledger.introduce()
+        self._kit.certificates.want_again()
         async for message in link:
             self._take(message)
+        self._link = None
 
     def _take(self, message: Down) -> None:
         match message:
@@ -107,8 +148,10 @@ class Worker:
                 self._add_pod(message)
             case PodRemoved():
                 self._remove_pod(message)
+            case Resync():
+                self._kit.store.begin_resync()
             case StateSynced():
-                self._start_accepting()
+                self._state_is_full()
             case CertificateIssued():
                 self._kit.certificates.issued(message)
             case CertificateFailed():
@@ -120,11 +163,18 @@ class Worker:
             case Drain():
                 self._nursery.start_soon(self._drain, message)
             case LogFilter():
-                pass  # in one process the control half has set it already
+                self._set_log_filter(message.spec)
 
     # ---- messages ----
 
     def _add_pod(self, message: PodAdded) -> None:
+        present = self._pods.get(message.uid)
+        if present is not None:
+            if present.continues(message):
+                self._send(PodReady(message.uid))
+                return
+            del self._pods[message.uid]
+            present.close("the pod was replaced")
         shared = self._shared if message.capture is CaptureMode.NODE else None
         try:
             pod = Pod(self._kit, message, accepting=self._synced and not self._draining, shared=shared)
@@ -146,7 +196,10 @@ class Worker:
         self._kit.store.apply(message)
         self._recheck.changed(message)
 
-    def _start_accepting(self) -> None:
+    def _state_is_full(self) -> None:
+        removed = self._kit.store.end_resync()
+        if removed is not None:
+            self._recheck.changed(removed)
         if not self._synced:
             self._synced = True
             for pod in self._pods.values():
@@ -166,6 +219,7 @@ class Worker:
                 "tunnels": len(kit.keepalive),
                 "certificates": len(kit.certificates),
                 "state_revision": kit.store.revision,
+                "flows_lost": kit.ledger.lost,
             }
         self._send(Answer(message.id, body))
 

@@ -1,5 +1,9 @@
 """The workers behind their links: every message reaches whom it is for, and silence is bounded."""
 
+import os
+from collections.abc import AsyncIterator
+
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -16,9 +20,11 @@ from ztunnel.link.messages import (
     Drain,
     Drained,
     PodAdded,
+    PodGone,
     PodReady,
     PodRemoved,
     Question,
+    Serving,
     StateSynced,
     Up,
 )
@@ -135,3 +141,101 @@ async def test_a_worker_that_never_drains_holds_up_nobody_for_ever(autojump_cloc
     began = trio.current_time()
     await rig.fleet.drain(5)
     assert trio.current_time() - began == pytest.approx(5 + fleet_module.DRAIN_GRACE)
+
+
+class Replaced(Rig):
+    """A fleet whose workers are processes: places that somebody takes."""
+
+    def __init__(self, places: int) -> None:
+        self.fleet = Fleet(places=places)
+        self.heard: list[tuple[int, Up]] = []
+        self.lost: list[tuple[int, list[str]]] = []
+        self.workers: dict[int, Channel[Up, Down]] = {}
+
+    async def listen(self) -> None:
+        await self.fleet.listen(self.hear, lambda number, uids: self.lost.append((number, uids)))
+
+    def come(self, number: int, *serving: PodAdded) -> None:
+        control, worker = memory_link()
+        self.workers[number] = worker
+        worker.send(Serving(serving))
+        self.fleet.attach(number, control)
+
+
+@pytest.fixture
+async def replaced(nursery: trio.Nursery) -> AsyncIterator[Replaced]:
+    rig = Replaced(2)
+    nursery.start_soon(rig.listen)
+    await trio.testing.wait_all_tasks_blocked()
+    yield rig
+    rig.fleet.close()
+
+
+async def test_an_order_waits_for_the_worker_to_come(replaced: Replaced) -> None:
+    replaced.fleet.send(added("a"))
+    replaced.come(0)
+    assert await replaced.next(0) == added("a")
+
+
+async def test_a_pod_goes_to_whoever_takes_the_place_of_its_worker(replaced: Replaced) -> None:
+    replaced.come(0)
+    replaced.come(1)
+    await replaced.fleet.wait_serving()
+    for uid in ("a", "b"):
+        replaced.fleet.send(added(uid))
+    assert [await replaced.next(0), await replaced.next(1)] == [added("a"), added("b")]
+    replaced.workers[0].close()
+    await trio.testing.wait_all_tasks_blocked()
+    assert replaced.lost == [(0, ["a"])]
+    replaced.fleet.send(added("a"))
+    replaced.come(0)
+    assert await replaced.next(0) == added("a")
+
+
+async def test_the_pods_that_a_worker_serves_already_stay_there(replaced: Replaced) -> None:
+    replaced.come(1, added("a"))
+    replaced.come(0)
+    await replaced.fleet.wait_serving()
+    replaced.fleet.send(added("a"))
+    assert await replaced.next(1) == added("a")
+    assert (1, Serving((added("a"),))) in replaced.heard
+
+
+async def test_a_pod_that_waits_for_a_worker_may_go_before_it_comes(replaced: Replaced) -> None:
+    replaced.fleet.send(msgspec.structs.replace(added("a"), netns_fd=os.open(os.devnull, os.O_RDONLY)))
+    replaced.fleet.send(PodRemoved("a"))
+    assert replaced.heard == [(0, PodGone("a"))]
+
+
+async def test_an_order_that_nobody_ever_gets_leaks_no_descriptor(replaced: Replaced) -> None:
+    """The leak check of every test is what proves it."""
+    replaced.fleet.send(msgspec.structs.replace(added("a"), netns_fd=os.open(os.devnull, os.O_RDONLY)))
+
+
+async def test_pods_of_the_nodes_own_namespace_share_a_worker(replaced: Replaced) -> None:
+    replaced.come(0)
+    replaced.come(1)
+    await replaced.fleet.wait_serving()
+    pods = [msgspec.structs.replace(added(uid), capture=CaptureMode.NODE) for uid in ("a", "b", "c")]
+    for pod in pods:
+        replaced.fleet.send(pod)
+    assert [await replaced.next(0) for _ in pods] == pods
+
+
+async def test_a_worker_that_comes_during_a_drain_is_told_of_it(replaced: Replaced) -> None:
+    replaced.come(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(replaced.fleet.drain, 30)
+        assert await replaced.next(0) == Drain(30)
+        replaced.come(1)
+        assert await replaced.next(1) == Drain(30)
+        for number in (0, 1):
+            replaced.workers[number].send(Drained(0))
+
+
+async def test_a_drain_does_not_wait_for_a_worker_that_ended(replaced: Replaced) -> None:
+    replaced.come(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(replaced.fleet.drain, 30)
+        assert await replaced.next(0) == Drain(30)
+        replaced.workers[0].close()

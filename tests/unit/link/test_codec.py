@@ -37,6 +37,8 @@ from ztunnel.link.messages import (
     PodRemoved,
     Priority,
     Question,
+    Resync,
+    Serving,
     StateSlice,
     StateSynced,
     Up,
@@ -99,6 +101,7 @@ DOWN: list[Down] = [
     PodRemoved("u"),
     STATE,
     StateSlice(),
+    Resync(),
     StateSynced(),
     CertificateIssued(identity=WHO, chain_pem=b"\x00c", key_pem=b"k", roots_pem=b"\xff", not_before=1.0, not_after=2.0),
     CertificateFailed(WHO, "no"),
@@ -109,6 +112,8 @@ DOWN: list[Down] = [
 ]
 COUNTERS = Counters(opened={1: 2}, open_bytes={3: (4, 5)}, sockets={"inbound": 1})
 UP: list[Up] = [
+    Serving(()),
+    Serving((DOWN[0],)),
     PodReady("u"),
     PodFailed("u", "no"),
     PodGone("u"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 import trio
@@ -22,7 +22,7 @@ from ztunnel.config.settings import Settings
 from ztunnel.control.mesh.diff import changes
 from ztunnel.control.mesh.localfile import Mesh, Pod, parse
 from ztunnel.core.errors import ConfigError
-from ztunnel.link.messages import CaptureMode, Down, StateSynced
+from ztunnel.link.messages import CaptureMode, Down, Resync, StateSynced
 
 log = logging.getLogger("ztunnel.control.mesh")
 
@@ -52,7 +52,7 @@ class LocalSource:
         self._poll = poll
         self._stamp: Stamp | None = None
         self._ok = self._failed = 0
-        self._loaded = False
+        self._loaded = self._announced = False
         self.mesh = Mesh()
         """What is in force."""
         self.problems: tuple[str, ...] = ()
@@ -80,6 +80,7 @@ class LocalSource:
             await trio.to_thread.run_sync(self.load)
         self._announce(send, Mesh(), self.mesh)
         send(StateSynced())
+        self._announced = True
         await on_pods(self.mesh.pods)
         if not self._path:
             await trio.sleep_forever()
@@ -90,6 +91,16 @@ class LocalSource:
             settled, seen = stamp == seen, stamp
             if settled and stamp != self._stamp:
                 await self.reload_now(send, on_pods)
+
+    def snapshot(self) -> Iterator[Down]:
+        """The whole state, for a worker that comes later or that had it from somebody else.
+
+        Before it was sent to all there is only the announcement that it will come.
+        """
+        yield Resync()
+        if self._announced:
+            yield from changes(Mesh(), self.mesh, SLICE)
+            yield StateSynced()
 
     async def reload_now(self, send: Send, on_pods: OnPods) -> bool:
         """Read the file now and put it in force; False when it is refused (logged, counted, old state kept)."""

@@ -13,6 +13,10 @@ removes.
 A pod that goes leaves nothing behind: listeners and connections are closed by the worker (PodRemoved, PodGone), then
 the rules are removed, then our descriptor of its namespace is closed, so that the kernel can let it go.
 
+A worker that ends takes its listeners with it, and nothing else: the pod is opened again in the next worker at once,
+under the rules that are still there. A control half that ends takes nothing with it: the next one is told by the
+workers what they serve (`adopt`), and goes on from there.
+
 Must not know how rules look (`Capture` does) nor how messages travel.
 """
 
@@ -23,7 +27,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import trio
@@ -86,7 +91,30 @@ class _Entry:
         """Up for the first time, or over."""
         self.over = trio.Event()
         self.vanished = trio.Event()
+        self.in_worker = False
+        """A worker has it, or may have."""
+        self._served = trio.CancelScope()
+        self._lost = False
         self.answers, self._heard = _answers()
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """While one worker serves the pod. Left when that worker has ended, wherever the block is then."""
+        self._lost = False
+        self.answers, self._heard = _answers()
+        with trio.CancelScope() as self._served:
+            yield
+
+    def lose(self) -> None:
+        """The worker has ended."""
+        self._lost = True
+        self.in_worker = False
+        self._served.cancel()
+        self.answers.close()  # for those who wait behind a shield
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost
 
     def renew(self) -> None:
         """Before each life of the namespace."""
@@ -157,6 +185,18 @@ class PodManager:
         entry = self._talking.get(message.uid)
         if entry is not None:
             entry.answers.send_nowait(message)
+
+    def lost(self, uids: Iterable[str]) -> None:
+        """The worker of these pods has ended; another one is on its way."""
+        for uid in uids:
+            entry = self._talking.pop(uid, None)
+            if entry is not None:
+                entry.lose()
+
+    def adopt(self, spec: PodSpec, origin: Origin) -> None:
+        """A worker serves this pod already, by the word of an earlier control half."""
+        if spec.uid not in self._entries:
+            self._start(spec, origin, None).in_worker = True
 
     def disconnect(self) -> None:
         """The worker has ended, and its listeners with it: nobody answers any more."""
@@ -232,6 +272,8 @@ class PodManager:
             entry.release()
             entry.settled.set()
             entry.over.set()
+            if entry.in_worker and self._connected:  # adopted, and never opened again
+                self._send(PodRemoved(entry.spec.uid))
             self._on_gone(entry.spec)
 
     async def _repeat(self, entry: _Entry) -> None:
@@ -284,8 +326,17 @@ class PodManager:
                 )
 
     async def _serve(self, entry: _Entry, netns: int | None) -> None:
-        """Bring the pod up and wait until its namespace has vanished. The listeners go at the end, the rules stay."""
+        """Keep the pod up until its namespace has vanished, in one worker after the other. The rules stay."""
         await self._capture.install(entry.spec, netns)
+        while True:
+            with entry.served():
+                await self._serve_in_one_worker(entry, netns)
+            if not entry.is_lost:
+                return
+            log.info("pod %s: its worker has ended; it is opened again", entry.spec)
+
+    async def _serve_in_one_worker(self, entry: _Entry, netns: int | None) -> None:
+        """Bring the pod up and wait until its namespace has vanished. The listeners go at the end."""
         await self._open(entry, netns)
         try:
             await self._capture.prove(entry.spec, netns)
@@ -301,7 +352,8 @@ class PodManager:
     async def _open(self, entry: _Entry, netns: int | None) -> None:
         """Open the listeners, or leave none."""
         self._talking[entry.spec.uid] = entry
-        self._send(entry.spec.added(None if netns is None else os.dup(netns)))
+        entry.in_worker = True
+        self._send(entry.spec.added(None if netns is None else os.dup(netns), entry.origin))
         try:
             with trio.fail_after(ANSWER_TIMEOUT):
                 answer = await entry.hear()
@@ -315,13 +367,15 @@ class PodManager:
             raise
         if isinstance(answer, PodFailed):
             self._talking.pop(entry.spec.uid)
+            entry.in_worker = False
             raise PlatformError(f"pod {entry.spec}: {answer.why}")
 
     async def _close(self, entry: _Entry) -> None:
         """Close the listeners and connections, and wait for it even when cancelled."""
-        if self._connected:
+        if self._connected and not entry.is_lost:
             with trio.move_on_after(ANSWER_TIMEOUT) as limit:
                 limit.shield = True
+                entry.in_worker = False
                 self._send(PodRemoved(entry.spec.uid))
                 try:
                     while not isinstance(await entry.hear(), PodGone):
@@ -330,7 +384,8 @@ class PodManager:
                     pass
             if limit.cancelled_caught:
                 log.error("pod %s: the worker did not close its listeners within %g s", entry.spec, ANSWER_TIMEOUT)
-        self._talking.pop(entry.spec.uid, None)
+        if self._talking.get(entry.spec.uid) is entry:
+            del self._talking[entry.spec.uid]
 
     async def _uncapture(self, spec: PodSpec, netns: int | None) -> None:
         with trio.move_on_after(TAKE_DOWN_TIMEOUT) as limit:

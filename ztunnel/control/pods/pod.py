@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,8 +39,8 @@ class PodSpec(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
-    def added(self, netns_fd: int | None) -> PodAdded:
-        """The worker's order; it owns the descriptor from then on."""
+    def added(self, netns_fd: int | None, origin: Origin) -> PodAdded:
+        """The worker's order; it owns the descriptor from then on. `recall` is the way back."""
         return PodAdded(
             uid=self.uid,
             name=self.name,
@@ -48,7 +49,23 @@ class PodSpec(msgspec.Struct, frozen=True, kw_only=True):
             capture=self.capture,
             netns_fd=netns_fd,
             ips=self.ips,
+            memo=msgspec.msgpack.encode(_Memo(self, origin)),
         )
+
+
+class _Memo(NamedTuple):
+    """What a worker keeps for the next control half."""
+
+    spec: PodSpec
+    origin: Origin
+
+
+def recall(added: PodAdded) -> tuple[PodSpec, Origin]:
+    """What an earlier control half knew of a pod that a worker serves. Raises ValueError when it was no friend."""
+    try:
+        return msgspec.msgpack.decode(added.memo, type=_Memo)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"pod {added.uid}: the notes of the earlier control half cannot be read: {error}") from None
 
 
 def from_file(pod: Pod) -> PodSpec:

@@ -29,7 +29,7 @@ class Credentials:
 
 
 class Certificates:
-    def __init__(self, send: Callable[[Up], None], now: Callable[[], float]) -> None:
+    def __init__(self, send: Callable[[Up], object], now: Callable[[], float]) -> None:
         self._send = send
         self._now = now
         self._issued: dict[Identity, Credentials] = {}

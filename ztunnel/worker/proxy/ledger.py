@@ -1,7 +1,8 @@
 """What is told upwards about connections: edges once, openings and flows in batches.
 
 Nothing is formatted or counted by label here; a connection costs a dictionary access when it opens and one small
-value when it ends. Batches leave at most FLUSH_SECONDS after their first entry.
+value when it ends. Batches leave at most FLUSH_SECONDS after their first entry. While there is no control half they
+stay, flows up to a bound, for the next one, which `introduce` tells what the numbers mean.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.connection import Direction, Refusal
 from ztunnel.core.model.flow import Edge, Flow
+from ztunnel.link.channel import MAX_QUEUED_FLOWS
 from ztunnel.link.messages import Counters, EdgeDefined, Flows, Up
 from ztunnel.worker.engine.loop import Loop, Timer
 
@@ -22,7 +24,9 @@ FLUSH_FLOWS = 512
 
 
 class Ledger:
-    def __init__(self, loop: Loop, send: Callable[[Up], None]) -> None:
+    """`send` gives False when nobody is there to hear it."""
+
+    def __init__(self, loop: Loop, send: Callable[[Up], bool]) -> None:
         self._loop = loop
         self._send = send
         self._numbers: dict[Edge, int] = {}
@@ -31,6 +35,8 @@ class Ledger:
         self._timer: Timer | None = None
         self._ids = itertools.count(1)
         self._epoch = time.time() - time.monotonic()
+        self.lost = 0
+        """Flows beyond the bound while there was no control half."""
 
     def next_id(self) -> int:
         return next(self._ids)
@@ -43,6 +49,12 @@ class Ledger:
             self._send(EdgeDefined(number, edge))
         return number
 
+    def introduce(self) -> None:
+        """A control half is there, which knows of nothing: tell it every number, and what was kept for it."""
+        for edge, number in self._numbers.items():
+            self._send(EdgeDefined(number, edge))
+        self.flush()
+
     def opened(self, edge: int) -> None:
         self._opened[edge] += 1
         self._arm()
@@ -52,8 +64,11 @@ class Ledger:
         return self._epoch + monotonic
 
     def finished(self, flow: Flow) -> None:
+        if len(self._flows) >= MAX_QUEUED_FLOWS:
+            self.lost += 1
+            return
         self._flows.append(flow)
-        if len(self._flows) >= FLUSH_FLOWS:
+        if len(self._flows) % FLUSH_FLOWS == 0:
             self.flush()
         else:
             self._arm()
@@ -87,11 +102,10 @@ class Ledger:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._opened:
-            self._send(Counters(opened=self.take_opened()))
-        if self._flows:
-            flows, self._flows = tuple(self._flows), []
-            self._send(Flows(flows))
+        if self._opened and self._send(Counters(opened=dict(self._opened))):
+            self._opened.clear()
+        if self._flows and self._send(Flows(tuple(self._flows))):
+            self._flows.clear()
 
     def _arm(self) -> None:
         if self._timer is None:

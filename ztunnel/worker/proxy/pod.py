@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import trio
 
 from ztunnel.core.errors import PlatformError, UpstreamError
@@ -19,6 +20,7 @@ from ztunnel.core.model.capture import CaptureMode
 from ztunnel.core.model.identity import Identity
 from ztunnel.core.model.workload import Workload
 from ztunnel.link.messages import PodAdded
+from ztunnel.linux.netns import netns_id
 from ztunnel.linux.sockets import listen_tcp, new_tcp_socket, set_transparent
 from ztunnel.worker.engine.tcp import Listener, abort_on_close
 from ztunnel.worker.proxy.inbound import Inbound
@@ -63,6 +65,27 @@ class Pod:
 
     def __repr__(self) -> str:
         return f"<Pod {self.added.namespace}/{self.added.name}, {self.capture.value}>"
+
+    # ---- the control half's order ----
+
+    def told(self) -> PodAdded:
+        """As the control half described it, without the descriptor."""
+        return msgspec.structs.replace(self.added, netns_fd=None)
+
+    def continues(self, added: PodAdded) -> bool:
+        """Whether this is the very pod that is served here; then its descriptor is not needed, and is closed."""
+        own, its = self.added.netns_fd, added.netns_fd
+        if (own is None) != (its is None):
+            return False
+        if own is not None and its is not None and netns_id(own) != netns_id(its):
+            return False
+        same = msgspec.structs.replace(added, netns_fd=own)
+        if msgspec.structs.replace(same, memo=self.added.memo) != self.added:
+            return False
+        self.added = same
+        if its is not None:
+            os.close(its)
+        return True
 
     # ---- who it is ----
 

@@ -43,6 +43,19 @@ class _Applicable(NamedTuple):
     unknown: tuple[str, ...]
 
 
+class _Stale(NamedTuple):
+    """Keys that a resync has not told again yet."""
+
+    workloads: set[str]
+    services: set[str]
+    policies: set[str]
+
+    def told(self, change: StateSlice) -> None:
+        self.workloads.difference_update(workload.uid for workload in change.workloads)
+        self.services.difference_update(str(service.key) for service in change.services)
+        self.policies.difference_update(policy.key for policy in change.policies)
+
+
 class Store:
     """Implements `core.decide.view.View`. Not thread-safe: it belongs to the worker's loop thread.
 
@@ -66,11 +79,33 @@ class Store:
         """Policies without a selector by namespace; None: of the whole mesh."""
         self._applicable: dict[str, _Applicable] = {}
         self._subscribers: list[Subscriber] = []
+        self._stale: _Stale | None = None
 
     # ---- changes ----
 
+    def begin_resync(self) -> None:
+        """From here to `end_resync` the slices are the whole state. Nothing is forgotten before that."""
+        self._stale = _Stale(
+            set(self._workloads), {f"{namespace}/{name}" for namespace, name in self._services}, set(self._policies)
+        )
+
+    def end_resync(self) -> StateSlice | None:
+        """What was not told again is gone: the slice that removes it, applied; None without a resync."""
+        stale, self._stale = self._stale, None
+        if stale is None:
+            return None
+        change = StateSlice(
+            removed_workloads=tuple(stale.workloads),
+            removed_services=tuple(stale.services),
+            removed_policies=tuple(stale.policies),
+        )
+        self.apply(change)
+        return change
+
     def apply(self, change: StateSlice) -> None:
         """Upserts, then removals, then tells the subscribers. Removing what is not there is no error."""
+        if self._stale is not None:
+            self._stale.told(change)
         for service in change.services:
             self._drop_service((service.namespace, service.hostname))
             self._add_service(service)

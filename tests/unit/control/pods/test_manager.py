@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from ztunnel.control.pods.manager import PodManager
-from ztunnel.control.pods.pod import Origin, PodSpec
+from ztunnel.control.pods.pod import Origin, PodSpec, recall
 from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.link.messages import PodAdded, PodFailed, PodGone, PodReady, PodRemoved
@@ -31,6 +31,8 @@ class World:
         self.failing: dict[str, int] = {}
         """Step to how many times it still fails."""
         self.silent = False
+        self.deaf = False
+        """Does not answer what it is told to close."""
         self.gone: list[str] = []
         self.pods = PodManager(self._send, self, on_gone=lambda pod: self.gone.append(pod.uid), retry=0.01, poll=0.01)
 
@@ -52,6 +54,8 @@ class World:
         elif isinstance(message, PodRemoved):
             self.story.append(f"close {message.uid}")
             os.close(self.fd)
+            if self.deaf:
+                return
             self.pods.heard(PodGone(message.uid))
 
     async def install(self, pod, netns) -> None:
@@ -249,3 +253,72 @@ async def test_at_the_end_of_the_agent_rules_go_even_if_the_worker_is_gone_alrea
         os.close(world.fd)
         nursery.cancel_scope.cancel()
     assert world.story == [*BRINGING_UP, "remove a"]
+
+
+async def test_a_pod_whose_worker_ends_is_opened_in_the_next_one_under_the_same_rules(
+    world: World, netns: Netns
+) -> None:
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await world.until_up("a")
+    os.close(world.fd)
+    world.pods.lost(["a"])
+    await until(lambda: len(world.story) == 5)
+    assert world.story == [*BRINGING_UP, "open a", "prove a"]
+    await world.until_up("a")
+    world.pods.replace(Origin.FILE, [])
+    await world.until_gone("a")
+    assert world.story[-2:] == TAKING_DOWN
+
+
+async def test_so_is_one_whose_worker_ends_before_it_answers(world: World, netns: Netns) -> None:
+    world.silent = True
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await until(lambda: "open a" in world.story)
+    os.close(world.fd)
+    world.silent = False
+    world.pods.lost(["a"])
+    await world.until_up("a")
+    assert world.story == ["install a", "open a", "open a", "prove a"]
+
+
+async def test_nobody_waits_for_the_answer_of_a_worker_that_ends(world: World, netns: Netns) -> None:
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await world.until_up("a")
+    world.deaf = True
+    world.pods.replace(Origin.FILE, [])
+    await until(lambda: world.story[-1] == "close a")
+    world.pods.lost(["a"])
+    await world.until_gone("a")
+    assert world.story == BRINGING_UP + TAKING_DOWN
+
+
+async def test_a_pod_that_a_worker_serves_already_is_kept_if_it_is_still_wanted(world: World, netns: Netns) -> None:
+    served, origin = recall(spec(netns).added(None, Origin.FILE))
+    world.pods.adopt(served, origin)
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await world.until_up("a")
+    assert world.story == BRINGING_UP
+    assert not world.gone
+
+
+async def test_and_is_closed_if_it_is_not(world: World, netns: Netns) -> None:
+    world.fd = os.dup(netns.fd)
+    world.pods.adopt(spec(netns), Origin.FILE)
+    world.pods.replace(Origin.FILE, [])
+    await world.until_gone("a")
+    assert world.story == ["close a"]
+
+
+async def test_an_enrolled_pod_survives_the_control_half_that_enrolled_it(world: World, netns: Netns) -> None:
+    world.pods.adopt(*recall(spec(netns).added(None, Origin.ENROLLED)))
+    world.pods.replace(Origin.FILE, [])
+    await world.until_up("a")
+    assert [status.origin for status in world.pods.statuses()] == [Origin.ENROLLED]
+
+
+def test_notes_of_another_release_are_refused() -> None:
+    served = PodAdded(
+        uid="a", name="a", namespace="n", service_account="s", capture=CaptureMode.NONE, memo=b"\x01 other"
+    )
+    with pytest.raises(ValueError, match="notes of the earlier control half"):
+        recall(served)

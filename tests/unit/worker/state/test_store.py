@@ -472,3 +472,37 @@ def test_when_everything_is_removed_nothing_is_left_in_any_index(history: list[S
     assert len(sizes) >= 10
     assert not any(sizes.values()), sizes
     assert not store._by_prefix._lengths
+
+
+# ---- a new control half ----
+
+
+@given(old=st.lists(SLICES, max_size=4), new=st.lists(SLICES, max_size=4))
+def test_after_a_resync_only_what_was_told_again_is_there(old: list[StateSlice], new: list[StateSlice]) -> None:
+    store = Store()
+    for change in old:
+        store.apply(change)
+    fresh = Store()
+    for change in new:
+        fresh.apply(change)
+    told = StateSlice(
+        workloads=tuple(fresh.workloads()),
+        services=tuple(fresh.services()),
+        policies=tuple(each.policy for each in fresh.policies()),
+    )
+    store.begin_resync()
+    store.apply(told)
+    store.end_resync()
+    assert answers(store) == answers(fresh)
+
+
+def test_during_a_resync_nothing_is_missing() -> None:
+    store = mesh(HEALTHY, WEB, DEMO_WIDE)
+    store.begin_resync()
+    assert store.workload(HEALTHY.uid) is HEALTHY
+    store.apply(slice_of(WEB))
+    assert store.workload(HEALTHY.uid) is HEALTHY
+    assert store.end_resync() == removal(workloads=[HEALTHY.uid], policies=[DEMO_WIDE.key])
+    assert store.workload(HEALTHY.uid) is None
+    assert store.service("demo", "web.demo") is WEB
+    assert store.end_resync() is None
