@@ -56,18 +56,18 @@ class Application:
     """A server whose connections the test holds in its own hands."""
 
     def __init__(self, namespace: Namespace, ip: str, port: int) -> None:
-        self._listener = listen_tcp(ip=ip, port=port, netns=namespace.fd)
-        self._listener.settimeout(PATIENCE)
+        self.listener = listen_tcp(ip=ip, port=port, netns=namespace.fd)
+        self.listener.settimeout(PATIENCE)
         self.accepted: list[socket.socket] = []
 
     async def accept(self) -> socket.socket:
-        sock, _ = await run(self._listener.accept)
+        sock, _ = await run(self.listener.accept)
         sock.settimeout(PATIENCE)
         self.accepted.append(sock)
         return sock
 
     def close(self) -> None:
-        for sock in (*self.accepted, self._listener):
+        for sock in (*self.accepted, self.listener):
             sock.close()
 
 
@@ -94,6 +94,17 @@ class Path:
         sock = await run(lambda: (at or self.client).connect(ip, port, timeout=PATIENCE))
         self._owned.append(sock)
         return sock
+
+    async def is_refused(self, ip: str = VIP, port: int = 80, *, at: Pod | None = None, say: bytes = b"") -> bool:
+        """Whether a connection is reset, be it as soon as the handshake is over, and nothing comes back before."""
+        try:
+            sock = await self.connect(ip, port, at=at)
+            if say:
+                await run(sock.sendall, say)
+            await run(sock.recv, 1)
+        except (ConnectionResetError, BrokenPipeError):
+            return True
+        return False
 
     async def pair(self, app: Application, ip: str = VIP, port: int = 80) -> tuple[socket.socket, socket.socket]:
         """A client's connection and what the application accepted for it."""

@@ -185,6 +185,11 @@ class HboneClient:
     def __exit__(self, *_: object) -> None:
         self.sock.close()
 
+    @property
+    def group(self) -> str:
+        """The key exchange that was chosen."""
+        return self._tls.get_group_name() or ""
+
     # ---- bytes ----
 
     def send_raw(self, data: bytes) -> None:
@@ -261,6 +266,12 @@ class HboneClient:
                 if isinstance(event, h2.events.StreamReset):
                     return 0
         raise ConnectionError("closed before an answer")
+
+    def ping(self) -> None:
+        """Until the server has answered a PING."""
+        self._h2.ping(b"question")
+        self.flush()
+        self.wait(h2.events.PingAckReceived)
 
     def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
         self._h2.send_data(stream, data, end_stream=end)
