@@ -190,6 +190,12 @@ class HboneClient:
         """The key exchange that was chosen."""
         return self._tls.get_group_name() or ""
 
+    @property
+    def peer_certificate(self) -> x509.Certificate:
+        certificate = self._tls.get_peer_certificate()
+        assert certificate is not None
+        return certificate.to_cryptography()
+
     # ---- bytes ----
 
     def send_raw(self, data: bytes) -> None:
