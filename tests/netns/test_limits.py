@@ -162,7 +162,7 @@ async def test_a_tunnel_whose_peer_stops_answering_is_given_up(topology: Topolog
 
 @pytest.mark.parametrize("listener", [15001, 15006])
 async def test_a_captured_client_may_be_silent_as_long_as_it_likes(topology: Topology, listener: int) -> None:
-    """No limit ends an open connection that is idle (ztunnel.md 13.3)."""
+    """No limit ends an open connection that is idle."""
     every = dict.fromkeys(
         ("connect_timeout", "tls_handshake_timeout", "http2_preface_timeout", "connect_response_timeout"), SHORT
     )

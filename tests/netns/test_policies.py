@@ -191,7 +191,7 @@ async def test_open_connections_are_looked_at_again(topology: Topology, carrier:
 
 
 async def test_a_selector_that_newly_selects_the_pod_closes_its_connections(topology: Topology) -> None:
-    """The policy is old, the workload's list of policies is new (ztunnel.md 9, a gap there)."""
+    """The policy is old, the workload's list of policies is new (Istio's ztunnel has a gap there)."""
     async with served(topology, deny(IS_THE_CLIENT["port"], scope=PolicyScope.WORKLOAD_SELECTOR)) as (p, _app):
         sock = await p.connect()
         assert await run(sock.recv, 1) == b"!"

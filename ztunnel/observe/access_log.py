@@ -1,4 +1,4 @@
-"""One access-log line per connection, with ztunnel's field names and order (reference 11.4).
+"""One access-log line per connection, with ztunnel's field names and order.
 
 `why`, the reason of the decision, is ours and comes last, so that ztunnel's fields keep their places.
 `render` is pure; `write` gives its line to the logger, and costs next to nothing where the line is not wanted.

@@ -20,7 +20,7 @@ from ztunnel.observe.log_filter import DEFAULT_SPEC, LEVELS, LogFilter, parse_fi
 from ztunnel.observe.log_format import LogFormat, formatter
 
 QUEUE_LINES = 10_000
-"""ztunnel's bound (reference 11.5)."""
+"""As many as Istio's ztunnel keeps."""
 BATCH_LINES = 256
 
 _log = logging.getLogger(__name__)

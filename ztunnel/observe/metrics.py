@@ -1,4 +1,4 @@
-"""Metrics of the agent, under Istio's names (reference 11.2, 11.3), so that Kiali and the stock dashboards work.
+"""Metrics of the agent, under Istio's names, so that Kiali and the stock dashboards work.
 
 Traffic is counted per series, where a series is one set of Istio's labels: many edges of many workers share one. An
 update costs a dict access and some additions; labels are made into text once, when an edge is first told.

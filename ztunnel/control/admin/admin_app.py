@@ -1,4 +1,4 @@
-"""Port 15000: look at the agent, change its log filter, stop it (reference 12.1). Loopback only, no authentication.
+"""Port 15000: look at the agent, change its log filter, stop it. Loopback only, no authentication.
 
 What changes something needs POST.
 """

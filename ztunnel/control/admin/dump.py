@@ -1,4 +1,4 @@
-"""config_dump: what its sections are, and how they are written (reference 12.1, 8.5).
+"""config_dump: what its sections are, and how they are written.
 
 The shapes of the mesh are `mesh.render`'s, those of the settings `config.describe`'s; here are the sections that only
 the agent itself can tell. A large dump is written in pieces, so that traffic in the same process does not wait for it.

@@ -1,4 +1,4 @@
-"""Port 15021: `/healthz/ready`, 200 when nothing is pending, else 500 and what is (reference 12.2)."""
+"""Port 15021: `/healthz/ready`, 200 when nothing is pending, else 500 and what is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Port 15020: metrics (reference 11.1). `/metrics` and `/stats/prometheus` are the same."""
+"""Port 15020: metrics. `/metrics` and `/stats/prometheus` are the same."""
 
 from __future__ import annotations
 

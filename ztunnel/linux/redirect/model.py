@@ -2,7 +2,7 @@
 
 The vocabulary is just what the three modes need. A value that starts with "!" means "everything but", as in
 `Match(destination="!127.0.0.1/32")`; marks are written "value/mask". Numbers are Istio's
-(istio/istio cni/pkg/config/config.go; reference: istio.md 1.1).
+(istio/istio cni/pkg/config/config.go).
 
 Pure values; rules.py makes them, render_*.py write them.
 """

@@ -3,7 +3,7 @@
 `render` defines each table anew (add, flush, define) and is therefore idempotent by itself: nft applies a file as one
 transaction. `transition` also removes those of our tables that are there and not wanted.
 
-Istio's names for Istio's rules (cni/pkg/nftables; reference: istio.md 1.6), our own for the other modes.
+Istio's names for Istio's rules (cni/pkg/nftables), our own for the other modes.
 """
 
 from __future__ import annotations

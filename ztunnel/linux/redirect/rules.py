@@ -5,7 +5,7 @@ come back to the agent although they are addressed to somebody else (the agent s
 application) gets the connection mark; packets that go the other way get it back as packet mark, and a policy rule
 sends these to table 100, where every address is local.
 
-REDIRECT (in the pod): Istio's rules, in Istio's order (cni/pkg/iptables; reference: istio.md 1.2).
+REDIRECT (in the pod): Istio's rules, in Istio's order (cni/pkg/iptables).
 TPROXY (in the pod): a packet that the application sends gets the connection mark in OUTPUT, is thereby routed to lo and
 meets the agent's transparent listener in PREROUTING; arriving packets meet theirs there too. "From the side that
 opened" keeps answers out; a packet that came over lo keeps its mark and its route. The agent's own packets leave

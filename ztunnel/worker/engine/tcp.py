@@ -38,7 +38,7 @@ class SocketOptions(NamedTuple):
     user_timeout: int = 0
 
     def apply(self, sock: socket.socket) -> None:
-        """TCP_NODELAY always; keepalive as configured (ztunnel.md 13.2: accepted and dialled sockets alike)."""
+        """TCP_NODELAY always; keepalive as configured, on accepted and dialled sockets alike."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, NOTSENT_BYTES)
         if self.keepalive:

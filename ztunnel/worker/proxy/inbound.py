@@ -248,7 +248,7 @@ class Peer:
 
 
 def same_trust_domain(own: Identity) -> Verify:
-    """Accepts a client that proves a SPIFFE identity of our trust domain (ztunnel.md 6.5)."""
+    """Accepts a client that proves a SPIFFE identity of our trust domain."""
 
     def verify(names: tuple[str, ...]) -> str | None:
         identities = [identity for identity in map(_identity, names) if identity is not None]

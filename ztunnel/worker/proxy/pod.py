@@ -29,7 +29,7 @@ from ztunnel.worker.proxy.outbound import Outbound
 from ztunnel.worker.proxy.passthrough import Passthrough
 
 WORKLOAD_WAIT = 5.0
-"""Seconds that a connection waits for the pod's own workload to become known (ztunnel.md 2.3)."""
+"""Seconds that a connection waits for the pod's own workload to become known; as long as in Istio's ztunnel."""
 
 
 class Pod:

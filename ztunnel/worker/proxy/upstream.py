@@ -32,7 +32,7 @@ def upstream_socket(kit: Kit, pod: Pod, source: Address, target: Address) -> soc
 
 
 def _bind_source(sock: socket.socket, source: Address) -> None:
-    """Show the application its client's address; without it the connection goes on from our own (ztunnel.md 4.3)."""
+    """Show the application its client's address; without it the connection goes on from our own."""
     try:
         set_transparent(sock)
         sock.bind((source.ip, 0))
