@@ -133,8 +133,6 @@ class _Nobody:
 
     def ended(self, ending: Ending) -> None: ...
 
-    def returned(self, sock: socket.socket, ending: Ending) -> None: ...
-
 
 @asynccontextmanager
 async def hbone_server(pod: Pod, leaf: CertificateIssued, **options: Any) -> AsyncIterator[HboneServer]:

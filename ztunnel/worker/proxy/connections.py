@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from ztunnel.worker.proxy.pod import Pod
 
 
-MAX_TRIES = 3
-"""Tunnels tried for a connection whose peers say that they never looked at its request."""
-
-
 class Carried:
     """A connection from its acceptance on; implements the engine's StreamOwner."""
 
@@ -54,7 +50,6 @@ class Carried:
         "source",
         "started",
         "token",
-        "tries",
         "why",
     )
 
@@ -77,9 +72,7 @@ class Carried:
         self.edge = -1
         self.why = ""
         self.route: Route | None = None
-        """Drawn, until the connection has its tunnel and the peer's answer."""
-        self.tries = 0
-        """Tunnels whose peers never looked at the request."""
+        """Drawn, while the connection waits for a tunnel."""
         self.carrier: Stream | JoinEnd | Relay | None = None
         self.authorized: Connection | None = None
         """What was authorized (inbound), to be looked at again when policies change."""
@@ -113,22 +106,8 @@ class Carried:
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.kit.answers.discard(self)
-        self.route = None
         if self.token:
             self.kit.joins.forget(self)
-
-    def returned(self, sock: socket.socket, ending: Ending) -> None:
-        """The tunnel's peer never looked at the request: try another tunnel, a few times."""
-        self.kit.answers.discard(self)
-        self.sock, self.carrier = sock, None
-        if self.token:
-            self.kit.joins.forget(self)
-            self.token = ""
-        self.tries += 1
-        if self.tries >= MAX_TRIES:
-            self.ended(ending)
-        else:
-            self.kit.loop.call_soon(lambda: self.pod.outbound.carry(self))
 
     def refused(self, status: int) -> None:
         self.kit.answers.discard(self)
