@@ -99,6 +99,10 @@ class Conversation:
     def refused(self, status: int) -> None:
         self.status = status
 
+    def returned(self, sock: socket.socket, ending: Ending) -> None:
+        sock.close()
+        self.ended(ending)
+
     def ended(self, ending: Ending) -> None:
         assert self.ending is None, "an ending is told once"
         self.ending = ending

@@ -133,6 +133,8 @@ class _Nobody:
 
     def ended(self, ending: Ending) -> None: ...
 
+    def returned(self, sock: socket.socket, ending: Ending) -> None: ...
+
 
 @asynccontextmanager
 async def hbone_server(pod: Pod, leaf: CertificateIssued, **options: Any) -> AsyncIterator[HboneServer]:

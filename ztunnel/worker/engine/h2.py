@@ -507,7 +507,13 @@ class Tunnel(Transport):
         if not self.client and not stream.sent and not stream.received:
             # What an answered request earned is taken back: a peer may not open and reset for ever.
             self._unproductive("resets of requests that carried nothing", 1 + PER_CONNECTION * stream.answered)
-        stream.reset_received(int.from_bytes(body, "big"))
+        code = int.from_bytes(body, "big")
+        if code == frames.REFUSED_STREAM and self.client and not stream.answered:
+            # Its limit is lower than we knew, or it counts streams that we take for closed.
+            self.peer_max_streams = max(1, min(self.peer_max_streams, len(self.streams) - 1))
+            stream.unprocessed(Ending("the tunnel's peer takes no more streams (REFUSED_STREAM)"))
+            return
+        stream.reset_received(code)
 
     def _connection_frame(self, whole: bytes, flags: int) -> None:
         """SETTINGS and PING belong to the h2 library."""
@@ -556,7 +562,7 @@ class Tunnel(Transport):
         self.draining = True
         if self.client:
             for stream in [s for s in self.streams.values() if s.id > last]:
-                stream.lost(Ending(f"the peer went away before it saw the request ({frames.error_name(code)})"))
+                stream.unprocessed(Ending(f"the peer went away before it saw the request ({frames.error_name(code)})"))
         self.owner.changed(self)
         if not self.streams and not self.closed:
             self.loop.call_soon(self._close_if_drained)

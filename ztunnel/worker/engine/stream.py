@@ -33,7 +33,7 @@ PARKED = -1
 
 
 class StreamOwner(Protocol):
-    """Whoever opened or accepted the stream; each call comes at most once, `ended` always last."""
+    """Whoever opened or accepted the stream; each call comes at most once, `ended` or `returned` always last."""
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
         """The peer answered 200; bytes flow from now on."""
@@ -43,6 +43,9 @@ class StreamOwner(Protocol):
 
     def ended(self, ending: Ending) -> None:
         """Nothing of the stream is left; its byte counts are final."""
+
+    def returned(self, sock: socket.socket, ending: Ending) -> None:
+        """The peer never looked at the request: here is the application's socket, untouched, for another tunnel."""
 
 
 class Joined(Protocol):
@@ -395,6 +398,16 @@ class Stream:
                 self._watch(self._watched & ~IN)
             return
         self._finish(Ending(f"the tunnel's peer reset the stream ({frames.error_name(code)})"))
+
+    def unprocessed(self, ending: Ending) -> None:
+        """The peer promises that nothing was done for the request (RFC 9113 section 8.7)."""
+        sock, owner = self._sock, self.owner
+        if self.answered or sock is None or owner is None:
+            self._finish(ending)
+            return
+        self._sock = self.owner = None
+        self._finish(ending)
+        owner.returned(sock, ending)
 
     def abort(self, why: str, flag: str = "CONNECT", code: int = frames.CANCEL) -> None:
         """End it from our side: RST_STREAM to the peer, a reset to the application."""

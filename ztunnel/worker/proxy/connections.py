@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from ztunnel.worker.proxy.pod import Pod
 
 
+MAX_TRIES = 3
+"""Tunnels tried for a connection whose peers say that they never looked at its request."""
+
+
 class Carried:
     """A connection from its acceptance on; implements the engine's StreamOwner."""
 
@@ -50,6 +54,7 @@ class Carried:
         "source",
         "started",
         "token",
+        "tries",
         "why",
     )
 
@@ -72,7 +77,9 @@ class Carried:
         self.edge = -1
         self.why = ""
         self.route: Route | None = None
-        """Drawn, while the connection waits for a tunnel."""
+        """Drawn, until the connection has its tunnel and the peer's answer."""
+        self.tries = 0
+        """Tunnels whose peers never looked at the request."""
         self.carrier: Stream | JoinEnd | Relay | None = None
         self.authorized: Connection | None = None
         """What was authorized (inbound), to be looked at again when policies change."""
@@ -106,8 +113,22 @@ class Carried:
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.kit.answers.discard(self)
+        self.route = None
         if self.token:
             self.kit.joins.forget(self)
+
+    def returned(self, sock: socket.socket, ending: Ending) -> None:
+        """The tunnel's peer never looked at the request: try another tunnel, a few times."""
+        self.kit.answers.discard(self)
+        self.sock, self.carrier = sock, None
+        if self.token:
+            self.kit.joins.forget(self)
+            self.token = ""
+        self.tries += 1
+        if self.tries >= MAX_TRIES:
+            self.ended(ending)
+        else:
+            self.kit.loop.call_soon(lambda: self.pod.outbound.carry(self))
 
     def refused(self, status: int) -> None:
         self.kit.answers.discard(self)

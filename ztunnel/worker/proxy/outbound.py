@@ -59,13 +59,17 @@ class Outbound:
         if carried.original is None:
             carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))
             return
+        self.carry(carried)
+
+    def carry(self, carried: Carried) -> None:
+        """Set it up now if nothing is missing, else in a task."""
         try:
             missing = self._attempt(carried)
         except ZtunnelError as error:
             carried.ended(Ending(str(error), error.flag))
             return
         if missing is not None:
-            kit.spawn(lambda: self._later(carried, missing))
+            self._kit.spawn(lambda: self._later(carried, missing))
 
     async def _later(self, carried: Carried, missing: Missing | None) -> None:
         """Wait for what is missing until nothing is."""
@@ -127,10 +131,9 @@ class Outbound:
     def _tunnel(self, carried: Carried, workload: Workload, chosen: Route) -> Missing | None:
         key = PoolKey(workload.identity, chosen.identities, chosen.next_hop)
         tunnel = self.pool.take(key)
+        carried.route = chosen
         if tunnel is None:
-            carried.route = chosen
             return lambda: self.pool.wait(key)
-        carried.route = None
         kit = self._kit
         sock, carried.sock = carried.sock, None
         assert sock is not None
