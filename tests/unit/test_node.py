@@ -1,7 +1,6 @@
 """One process, two halves: the end of either is the end of both, at once and with its reason."""
 
 import gc
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,7 @@ from ztunnel import node
 from ztunnel.config.settings import Settings, WorkloadInfo
 from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.address import Address
-from ztunnel.observe.logs import Logs, install
+from ztunnel.observe.logs import Logs
 from ztunnel.runtime.drain import Drain
 from ztunnel.worker.engine.loop import Loop
 
@@ -29,15 +28,6 @@ SETTINGS = Settings(
     inbound_plaintext_port=0,
     inbound_port=0,
 )
-
-
-@pytest.fixture
-def logs() -> Iterator[Logs]:
-    fd = os.open(os.devnull, os.O_WRONLY)
-    made = install("info", fd=fd)
-    yield made
-    made.close()
-    os.close(fd)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The control half, played by a worker of nothing but messages: what it sends, grants and refuses, and how it ends."""
 
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ from ztunnel.link.messages import (
     StateSynced,
     Up,
 )
-from ztunnel.observe.logs import Logs, install
+from ztunnel.observe.logs import Logs
 from ztunnel.runtime import drain as drain_module
 from ztunnel.runtime.ready import Ready
 
@@ -81,15 +80,6 @@ class Rig:
                 self.worker.send(Drained(0))
             elif isinstance(message, PodRemoved):
                 self.worker.send(PodGone(message.uid))
-
-
-@pytest.fixture
-def logs() -> Iterator[Logs]:
-    fd = os.open(os.devnull, os.O_WRONLY)
-    made = install("info", fd=fd)
-    yield made
-    made.close()
-    os.close(fd)
 
 
 @pytest.fixture
