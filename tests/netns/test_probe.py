@@ -61,4 +61,4 @@ def test_without_a_default_route_a_neighbour_is_the_target(topology: Topology, i
     with Acceptor(pod, None, 15001, banner=PROBE_BANNER, mark=0x539):
         result = probe_capture(pod.fd, ipv6=ipv6)
     assert result.captured, result.why
-    assert result.target.ip == ("fd05::2" if ipv6 else "10.5.0.2")
+    assert result.target.ip == ("fd05::ffff:ffff:ffff:ffff" if ipv6 else "10.5.0.254")

@@ -84,7 +84,7 @@ def _answer(sock: socket.socket, target: Address) -> ProbeResult:
 
 
 def _neighbours(netns: int | None, ipv6: bool) -> Iterator[str]:
-    """One address of each subnet the namespace is on, not its own."""
+    """One address of each subnet the namespace is on: the last, which is the least likely to be a workload's."""
     command = [tools.find("ip", "iproute2"), "-6" if ipv6 else "-4", "-j", "address", "show", "scope", "global", "up"]
     try:
         links = json.loads(tools.run(command, netns=netns) or "[]")
@@ -93,6 +93,7 @@ def _neighbours(netns: int | None, ipv6: bool) -> Iterator[str]:
     for link in links:
         for entry in filter(None, link.get("addr_info", ())):  # what the filter left out is shown as {}
             own = ip_interface(f"{entry['local']}/{entry['prefixlen']}")
-            other = next((host for host in own.network.hosts() if host != own.ip), None)
-            if other is not None:
-                yield str(other)
+            spare = 1 if own.version == 4 and own.network.prefixlen < 31 else 0  # network and broadcast address
+            last, first = own.network[-1 - spare], own.network[spare]
+            if first != last:
+                yield str(first if last == own.ip else last)
