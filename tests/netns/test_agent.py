@@ -256,6 +256,29 @@ def test_pods_captured_in_their_nodes_namespace_have_nothing_installed_inside(wo
     assert present(topology.nodes[0].fd) == present(topology.nodes[1].fd) == {}
 
 
+@pytest.mark.parametrize("join", ["on", "off"])
+def test_neighbours_captured_in_their_nodes_namespace_reach_each_other(
+    topology: Topology, tmp_path: Path, join: str
+) -> None:
+    client, server = topology.pod("client", CLIENT_IP), topology.pod("server", SERVER_IP)
+    pods = ", ".join(
+        f"{{name: {pod.name}, workload: demo/{pod.name}, capture: node, interface: {pod.device}, netns: {pod.path}}}"
+        for pod in (client, server)
+    )
+    mesh = tmp_path / "mesh.yaml"
+    mesh.write_text(f"{MESH}\npods: [{pods}]\n")
+    agent = Agent(topology.nodes[0], tmp_path, LOCAL_XDS_PATH=str(mesh), IPV6_ENABLED="false", SAME_NODE_JOIN=join)
+    agent.wait_ready()
+    with Acceptor(server, SERVER_IP, 8080):
+        assert echo(client.connect(VIP, 80, timeout=10), b"next door") == b"next door"
+    wait_until(lambda: len(agent.access()) == 2, agent.log)
+    for line in agent.access():
+        assert "error" not in line
+        assert line["src.identity"] == "spiffe://cluster.local/ns/demo/sa/client"
+    assert agent.stop() == 0
+    assert present(topology.nodes[0].fd) == {}
+
+
 def test_a_pod_whose_listeners_cannot_be_had_is_tried_again_and_costs_nothing(world: World, topology: Topology) -> None:
     agent = Agent(topology.nodes[0], world.directory, LOCAL_XDS_PATH=str(world.mesh), IPV6_ENABLED="false")
     agent.wait_ready()

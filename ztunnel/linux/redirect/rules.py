@@ -159,7 +159,16 @@ def _node(spec: CaptureSpec, families: tuple[int, ...]) -> list[Rule]:
         ),
         Rule(Chain.INBOUND, Match(protocol="tcp"), Tproxy(spec.inbound_port, CONNECTION_MARK)),
         _mark_connection(spec, Chain.OUTPUT),
+        *_to_neighbours(spec),
     ]
+
+
+def _to_neighbours(spec: CaptureSpec) -> list[Rule]:
+    """The agent's tunnels to pods of its own node end at its own listener: they turn round over lo."""
+    if not spec.inbound:
+        return []
+    tunnel = {"protocol": "tcp", "dport": str(spec.hbone_port), "mark": spec.own}
+    return [_out(SetMark(CONNECTION_MARK), destination=_network(ip), **tunnel) for ip in spec.pod_ips]
 
 
 def _mark_connection(spec: CaptureSpec, chain: Chain) -> Rule:
