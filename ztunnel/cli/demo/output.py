@@ -85,13 +85,14 @@ class JsonOutput(Output):
 
 
 class Screen(Output):
-    """On a terminal, the line in progress is overwritten and there are colours (not with NO_COLOR)."""
+    """On a terminal (and without NO_COLOR) there are colours, and the line in progress is overwritten."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal without ticks still gets the words
-        self._live = sys.stdout.isatty()
-        self._color = False if os.environ.get("NO_COLOR") else None
+        plain = bool(os.environ.get("NO_COLOR"))
+        self._live = sys.stdout.isatty() and not plain
+        self._color = False if plain else None
 
     def opens(self) -> None:
         self._progress("building two nodes, three pods and their agents ...")
