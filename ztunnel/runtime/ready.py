@@ -73,9 +73,13 @@ class Ready:
             return
         now = trio.current_time()
         if self._guards:
-            log.info("%s is ready after %.3f s; waiting for %s", guard.name, now - taken, ", ".join(self.pending))
+            waiting = ", ".join(self.pending)
+            log.info("no longer waiting for %s after %.3f s; still for %s", guard.name, now - taken, waiting)
         else:
             log.info(
-                "%s is ready after %.3f s; everything is, after %.3f s", guard.name, now - taken, now - self._began
+                "no longer waiting for %s after %.3f s; for nothing more, after %.3f s in all",
+                guard.name,
+                now - taken,
+                now - self._began,
             )
             self._reached.set()

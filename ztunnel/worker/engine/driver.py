@@ -3,7 +3,7 @@
 `host` makes the engine's loop the thread's main loop and trio its guest: trio costs nothing while no task has
 anything to do, so a byte on its way pays for one epoll_wait per turn and no more. `drive` is the other way round, one
 trio task that waits for the loop's descriptor: the simplest, for tests and wherever trio is the host already; it
-costs each small message about a quarter more.
+costs each small message up to half as much again.
 """
 
 from __future__ import annotations
