@@ -57,6 +57,6 @@ async def test_the_log_tells_names_and_durations(autojump_clock, caplog):
     await trio.sleep(0.5)
     proxy.release()
     assert [record.getMessage() for record in caplog.records] == [
-        "state is ready after 1.500 s; waiting for proxy",
-        "proxy is ready after 2.000 s; everything is, after 2.000 s",
+        "no longer waiting for state after 1.500 s; still for proxy",
+        "no longer waiting for proxy after 2.000 s; for nothing more, after 2.000 s in all",
     ]
