@@ -215,22 +215,27 @@ class HboneClient:
         except (SSL.ZeroReturnError, SSL.SysCallError):
             return b""
 
-    def goaway(self) -> tuple[int, int]:
-        """Last stream and code of the next GOAWAY; h2 itself would take the first for the end of everything."""
+    def frame(self, wanted: int) -> tuple[int, bytes]:
+        """Stream and body of the next frame of this kind, for conversations that h2 would not take part in."""
         while True:
             while len(self._raw) >= frames.HEADER_SIZE:
-                high, low, kind, _flags, _stream = frames.unpack_header(self._raw, 0)
+                high, low, kind, _flags, stream = frames.unpack_header(self._raw, 0)
                 size = frames.HEADER_SIZE + (high << 8 | low)
                 if len(self._raw) < size:
                     break
-                whole, self._raw = self._raw[:size], self._raw[size:]
-                if kind == frames.GOAWAY:
-                    last, code = struct.unpack_from("!II", whole, frames.HEADER_SIZE)
-                    return last, code
+                body, self._raw = self._raw[frames.HEADER_SIZE : size], self._raw[size:]
+                if kind == wanted:
+                    return stream, body
             data = self.read_raw()
             if not data:
-                raise ConnectionError("closed before GOAWAY")
+                raise ConnectionError(f"closed before a frame of kind {wanted}")
             self._raw += data
+
+    def goaway(self) -> tuple[int, int]:
+        """Last stream and code of the next GOAWAY."""
+        _, body = self.frame(frames.GOAWAY)
+        last, code = struct.unpack_from("!II", body)
+        return last, code
 
     def events(self) -> list[Any]:
         """What comes next; [] when the server has closed."""

@@ -161,6 +161,7 @@ class Worker:
             case Ask():
                 self._answer(message)
             case Drain():
+                self._stop_accepting()
                 self._nursery.start_soon(self._drain, message)
             case LogFilter():
                 self._set_log_filter(message.spec)
@@ -225,11 +226,13 @@ class Worker:
 
     # ---- the end ----
 
-    async def _drain(self, message: Drain) -> None:
-        """Stop accepting, let connections finish until the deadline, then close them with a reason."""
+    def _stop_accepting(self) -> None:
         self._draining = True
         for pod in self._pods.values():
             pod.drain()
+
+    async def _drain(self, message: Drain) -> None:
+        """Let connections finish until the deadline, then close them with a reason."""
         kit = self._kit
         with trio.move_on_after(message.deadline):
             await kit.connections.wait_empty()

@@ -10,7 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide import inbound, rbac
-from ztunnel.core.errors import ZtunnelError
+from ztunnel.core.errors import PeerError, ZtunnelError
 from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
 from ztunnel.core.model.identity import Identity, parse_identity
@@ -144,7 +144,7 @@ class Peer:
         kit.prefaces.discard(tunnel)
         kit.keepalive.discard(tunnel)
         self.role.tunnels.discard(self)
-        if not tunnel.settled and not ending.ok:
+        if not ending.ok and (not tunnel.settled or ending.flag == PeerError.flag):
             self.role.refused(self.source, Refusal(ending.flag, 503, ending.error))
 
     # ---- requests ----
