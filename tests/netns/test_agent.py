@@ -248,8 +248,9 @@ def test_pods_captured_in_their_nodes_namespace_have_nothing_installed_inside(wo
     near, far = agents
     for agent in agents:
         agent.wait_ready()
-    with Acceptor(world.server, SERVER_IP, 8080):
+    with Acceptor(world.server, SERVER_IP, 8080) as app:
         assert echo(world.through(), b"through the nodes") == b"through the nodes"
+    assert app.seen[0].peer.ip == CLIENT_IP
     assert_carried(near, far)
     assert present(world.client.fd) == present(world.server.fd) == {}
     assert [near.stop(), far.stop()] == [0, 0]
@@ -269,10 +270,12 @@ def test_neighbours_captured_in_their_nodes_namespace_reach_each_other(
     mesh.write_text(f"{MESH}\npods: [{pods}]\n")
     agent = Agent(topology.nodes[0], tmp_path, LOCAL_XDS_PATH=str(mesh), IPV6_ENABLED="false", SAME_NODE_JOIN=join)
     agent.wait_ready()
-    with Acceptor(server, SERVER_IP, 8080):
+    with Acceptor(server, SERVER_IP, 8080) as app:
         assert echo(client.connect(VIP, 80, timeout=10), b"next door") == b"next door"
+    assert app.seen[0].peer.ip == CLIENT_IP
     wait_until(lambda: len(agent.access()) == 2, agent.log)
     for line in agent.access():
+        assert line["src.addr"].startswith(f"{CLIENT_IP}:")
         assert "error" not in line
         assert line["src.identity"] == "spiffe://cluster.local/ns/demo/sa/client"
     assert agent.stop() == 0

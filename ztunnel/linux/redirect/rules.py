@@ -164,11 +164,16 @@ def _node(spec: CaptureSpec, families: tuple[int, ...]) -> list[Rule]:
 
 
 def _to_neighbours(spec: CaptureSpec) -> list[Rule]:
-    """The agent's tunnels to pods of its own node end at its own listener: they turn round over lo."""
+    """Tunnels between pods of one node begin and end at this agent: they turn round over lo, there and back."""
     if not spec.inbound:
         return []
-    tunnel = {"protocol": "tcp", "dport": str(spec.hbone_port), "mark": spec.own}
-    return [_out(SetMark(CONNECTION_MARK), destination=_network(ip), **tunnel) for ip in spec.pod_ips]
+    there = {"protocol": "tcp", "dport": str(spec.hbone_port), "mark": spec.own}
+    back = {"protocol": "tcp", "sport": str(spec.hbone_port), "mark": spec.own, "direction": "reply"}
+    return [
+        _out(SetMark(CONNECTION_MARK), destination=_network(ip), **match)
+        for match in (there, back)
+        for ip in spec.pod_ips
+    ]
 
 
 def _mark_connection(spec: CaptureSpec, chain: Chain) -> Rule:

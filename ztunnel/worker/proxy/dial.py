@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 import trio
@@ -11,7 +12,6 @@ import trio
 from ztunnel.core.errors import TlsError, UpstreamError, ZtunnelError
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.identity import Identity
-from ztunnel.linux.sockets import new_tcp_socket
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Tunnel, TunnelOwner
 from ztunnel.worker.engine.tls import Verify
@@ -33,21 +33,23 @@ class BlockedError(UpstreamError):
     flag = "NETWORK_POLICY"
 
 
-async def dial(kit: Kit, key: PoolKey, owner: TunnelOwner, *, netns: int | None, mark: int | None) -> Tunnel:
+OpenSocket = Callable[[Address], socket.socket]
+"""Makes a pod's socket, not yet connected, for an address; raises OSError."""
+
+
+async def dial(kit: Kit, key: PoolKey, owner: TunnelOwner, open_socket: OpenSocket) -> Tunnel:
     """A tunnel whose TLS handshake is under way; `owner` hears when it is ready or has failed.
 
-    Raises IdentityUnavailable, UpstreamError or BlockedError. Once cancelled it never uses `netns` again: the number
-    may soon be that of another pod's namespace.
+    Raises IdentityUnavailable, UpstreamError or BlockedError. Once cancelled it never opens a socket again: the pod's
+    namespace may be gone, and the number of its descriptor another's.
     """
     credentials = await kit.certificates.wait(key.source)
     await trio.lowlevel.checkpoint_if_cancelled()
-    family = socket.AF_INET6 if ":" in key.next_hop.ip else socket.AF_INET
     try:
-        sock = new_tcp_socket(family, netns, mark)
+        sock = open_socket(key.next_hop)
     except OSError as error:
         raise UpstreamError(f"no socket for {key.next_hop}: {error.strerror}") from error
     try:
-        kit.socket_options.apply(sock)
         await connect(kit, sock, key.next_hop)
         await trio.lowlevel.checkpoint_if_cancelled()
         session = credentials.client.session(kit.loop.scratch, expect(key.destinations))

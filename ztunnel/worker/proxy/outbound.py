@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide.outbound import route
@@ -19,7 +20,6 @@ from ztunnel.core.model.capture import PROBE_BANNER, PROBE_PORT
 from ztunnel.core.model.connection import Direction, Refusal, Route, RouteKind
 from ztunnel.core.model.workload import Workload
 from ztunnel.core.wire import connect, frames
-from ztunnel.linux.sockets import new_tcp_socket
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.relay import Relay
 from ztunnel.worker.proxy.connections import Carried
@@ -28,6 +28,7 @@ from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.original import original_destination
 from ztunnel.worker.proxy.pool import Pool
+from ztunnel.worker.proxy.upstream import pod_socket
 
 if TYPE_CHECKING:
     from ztunnel.worker.proxy.pod import Pod
@@ -45,7 +46,7 @@ class Outbound:
     def __init__(self, kit: Kit, pod: Pod) -> None:
         self._kit = kit
         self._pod = pod
-        self.pool = Pool(kit, pod.netns_fd, pod.mark)
+        self.pool = Pool(kit, partial(pod_socket, kit, pod))
         self._blocks: dict[tuple[str, str], bytes] = {}
         self._blocks_of: Workload | None = None
         self._edges = EdgeNumbers(kit)
@@ -169,13 +170,11 @@ class Outbound:
 
     def _plain(self, carried: Carried, chosen: Route) -> None:
         kit, pod = self._kit, self._pod
-        family = socket.AF_INET6 if ":" in chosen.next_hop.ip else socket.AF_INET
         try:
-            far = new_tcp_socket(family, pod.netns_fd, pod.mark)
+            far = pod_socket(kit, pod, chosen.next_hop)
         except OSError as error:
             carried.ended(Ending(f"no socket for {chosen.next_hop}: {error.strerror}"))
             return
-        kit.socket_options.apply(far)
         join(kit, carried, far)
 
     def _identify(self, carried: Carried, workload: Workload, chosen: Route) -> None:

@@ -16,7 +16,7 @@ from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.loop import Deadlines
 from ztunnel.worker.engine.stream import Stream
-from ztunnel.worker.proxy.dial import PoolKey, dial, tunnel_failure
+from ztunnel.worker.proxy.dial import OpenSocket, PoolKey, dial, tunnel_failure
 from ztunnel.worker.proxy.kit import Kit
 
 
@@ -108,12 +108,11 @@ class _Line:
 
 
 class Pool:
-    """`netns` and `mark` are those of the pod's sockets."""
+    """`open_socket` makes the pod's sockets."""
 
-    def __init__(self, kit: Kit, netns: int | None, mark: int | None) -> None:
+    def __init__(self, kit: Kit, open_socket: OpenSocket) -> None:
         self.kit = kit
-        self._netns = netns
-        self._mark = mark
+        self._open_socket = open_socket
         self._lines: dict[PoolKey, _Line] = {}
         self.live: set[Tunnel] = set()
         self._dials: set[trio.CancelScope] = set()
@@ -152,7 +151,7 @@ class Pool:
         async def run() -> None:
             with scope:
                 try:
-                    self.live.add(await dial(self.kit, line.key, line, netns=self._netns, mark=self._mark))
+                    self.live.add(await dial(self.kit, line.key, line, self._open_socket))
                 except ZtunnelError as error:
                     line.settle(error)
                     if not line.tunnels:
