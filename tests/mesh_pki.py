@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ztunnel.control.identity.ca import LocalCa, mint_root
@@ -53,28 +54,31 @@ class MeshPki:
     def odd(self, uris: Sequence[str]) -> CertificateIssued:
         """Signed by this CA, but with these URI names: none, several, or no SPIFFE form. Its identity says WEB."""
         key = ec.generate_private_key(ec.SECP256R1())
-        start, end = int(self.now - 120), int(self.now + 3600)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([]))
-            .issuer_name(self.root.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(datetime.fromtimestamp(start, UTC))
-            .not_valid_after(datetime.fromtimestamp(end, UTC))
-        )
-        if uris:
-            names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
-            builder = builder.add_extension(names, critical=True)
-        leaf = builder.sign(self._root_key, hashes.SHA256())
+        leaf = self.sign(key.public_key(), [x509.UniformResourceIdentifier(uri) for uri in uris])
         return CertificateIssued(
             identity=WEB,
             chain_pem=leaf.public_bytes(Encoding.PEM),
             key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             roots_pem=self.roots_pem,
-            not_before=start,
-            not_after=end,
+            not_before=int(leaf.not_valid_before_utc.timestamp()),
+            not_after=int(leaf.not_valid_after_utc.timestamp()),
         )
+
+    def sign(self, key: CertificatePublicKeyTypes, names: Sequence[x509.GeneralName]) -> x509.Certificate:
+        """Somebody's key with whatever names, valid for an hour."""
+        start, end = int(self.now - 120), int(self.now + 3600)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(self.root.subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.fromtimestamp(start, UTC))
+            .not_valid_after(datetime.fromtimestamp(end, UTC))
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        return builder.sign(self._root_key, hashes.SHA256())
 
     def _issue(self, identity: Identity | str, *, now: float, ttl: float) -> CertificateIssued:
         who = parse_identity(identity) if isinstance(identity, str) else identity

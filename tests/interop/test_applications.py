@@ -72,13 +72,16 @@ def _listens(p: Mesh, port: int) -> bool:
     return True
 
 
-def need(tool: str, *, package: str) -> str:
-    """Its path; skips without it. Debian keeps PostgreSQL's servers beside the usual path."""
-    beside = [str(each) for each in Path("/usr/lib/postgresql").glob("*/bin")]
-    found = shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", *sorted(beside)]))
-    if found is None:
-        pytest.skip(f"needs {tool} (package {package})")
-    return found
+def find(tool: str) -> str:
+    """Its path, or nothing. Debian keeps PostgreSQL's servers beside the usual path."""
+    beside = sorted(str(each) for each in Path("/usr/lib/postgresql").glob("*/bin"))
+    return shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", *beside])) or ""
+
+
+def needs(*tools: str) -> pytest.MarkDecorator:
+    """Skips a test where one of them is not installed."""
+    missing = ", ".join(tool for tool in tools if not find(tool))
+    return pytest.mark.skipif(bool(missing), reason=f"needs {missing}; `./dev test` installs what is small")
 
 
 async def ask(p: Mesh, *command: str, stdin: str | None = None) -> str:
@@ -93,13 +96,13 @@ async def ask(p: Mesh, *command: str, stdin: str | None = None) -> str:
 @asynccontextmanager
 async def redis(topology: Topology, directory: Path) -> AsyncIterator[tuple[Mesh, list[str]]]:
     """And the command of a client of it."""
-    server, client = need("redis-server", package="redis-server"), need("redis-cli", package="redis-tools")
     async with applications(topology) as p:
         options = ("--bind", SERVER_IP, "--protected-mode", "no", "--save", "", "--dir", str(directory))
-        async with serving(p, (server, *options), REDIS):
-            yield p, [client, "-h", VIP]
+        async with serving(p, (find("redis-server"), *options), REDIS):
+            yield p, [find("redis-cli"), "-h", VIP]
 
 
+@needs("redis-server", "redis-cli")
 async def test_redis_keeps_what_it_is_given(topology: Topology, tmp_path: Path) -> None:
     value = hashlib.shake_128(b"redis").hexdigest(500_000)
     async with redis(topology, tmp_path) as (p, client):
@@ -108,6 +111,7 @@ async def test_redis_keeps_what_it_is_given(topology: Topology, tmp_path: Path) 
         assert await ask(p, *client, "GET", "big") == value + "\n"
 
 
+@needs("redis-server", "redis-cli")
 async def test_redis_takes_ten_thousand_pipelined_commands(topology: Topology, tmp_path: Path) -> None:
     commands = "".join(f"INCRBY sum {number}\r\n" for number in range(10_000))
     async with redis(topology, tmp_path) as (p, client):
@@ -115,6 +119,7 @@ async def test_redis_takes_ten_thousand_pipelined_commands(topology: Topology, t
         assert await ask(p, *client, "GET", "sum") == f"{sum(range(10_000))}\n"
 
 
+@needs("redis-server", "redis-cli")
 async def test_redis_publishes_to_a_subscriber_that_only_listens(topology: Topology, tmp_path: Path) -> None:
     async with redis(topology, tmp_path) as (p, client):
         subscriber = await p.connect(VIP, REDIS)
@@ -137,25 +142,36 @@ async def postgres(topology: Topology) -> AsyncIterator[tuple[Mesh, list[str]]]:
 
     SIGTERM lets it serve its clients to their end.
     """
-    server, initdb, psql = (need(tool, package="postgresql") for tool in ("postgres", "initdb", "psql"))
     directory = Path(tempfile.mkdtemp(prefix="ztunnel-pg-"))
     os.chown(directory, NOBODY, NOBODY)
     nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": directory}
     data = directory / "data"
     try:
         async with applications(topology) as p:
-            make = (initdb, "-D", str(data), "-U", "demo", "--auth=trust", "--no-sync", "--no-locale", "-E", "UTF8")
+            make = (
+                find("initdb"),
+                "-D",
+                str(data),
+                "-U",
+                "demo",
+                "--auth=trust",
+                "--no-sync",
+                "--no-locale",
+                "-E",
+                "UTF8",
+            )
             await run(lambda: p.server.run(make, **nobody))
             with (data / "pg_hba.conf").open("a") as rules:
                 rules.write("host all all 0.0.0.0/0 trust\n")
             options = ("-D", str(data), "-h", SERVER_IP, "-k", str(directory), "-F")
-            async with serving(p, (server, *options), POSTGRES, **nobody):
-                yield p, [psql, "-X", "-h", VIP, "-U", "demo", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-At"]
+            async with serving(p, (find("postgres"), *options), POSTGRES, **nobody):
+                yield p, [find("psql"), "-X", "-h", VIP, "-U", "demo", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-At"]
     finally:
         shutil.rmtree(directory)
 
 
 @pytest.mark.root
+@needs("postgres", "initdb", "psql")
 async def test_postgresql_takes_and_gives_tables(topology: Topology) -> None:
     rows = "".join(f"{number}\t{hashlib.sha256(str(number).encode()).hexdigest()}\n" for number in range(20_000))
     async with postgres(topology) as (p, psql):
@@ -167,6 +183,7 @@ async def test_postgresql_takes_and_gives_tables(topology: Topology) -> None:
 
 
 @pytest.mark.root
+@needs("postgres", "initdb", "psql")
 async def test_postgresql_cancels_over_a_connection_of_its_own(topology: Topology) -> None:
     """A cancel request is a second connection that the server only closes."""
     async with postgres(topology) as (p, psql):
@@ -184,15 +201,17 @@ async def test_postgresql_cancels_over_a_connection_of_its_own(topology: Topolog
 # ---- HTTP ----
 
 
+@needs("curl")
 async def test_curl_keeps_one_http_connection_alive(topology: Topology, tmp_path: Path) -> None:
-    curl = need("curl", package="curl")
     content = hashlib.shake_128(b"http").digest(10_000_000)
     (tmp_path / "big").write_bytes(content)
     (tmp_path / "small").write_text("small")
     server = (sys.executable, "-m", "http.server", "--protocol", "HTTP/1.1", "--bind", SERVER_IP, "-d", str(tmp_path))
     outputs = [word for n in range(3) for word in ("-o", str(tmp_path / f"got{n}"), f"http://{VIP}/{_file(n)}")]
     async with applications(topology) as p, serving(p, (*server, str(PORTS[HTTP])), PORTS[HTTP]):
-        report = await ask(p, curl, "-sS", "-m", "10", "-w", "%{http_version} %{http_code} %{num_connects}\n", *outputs)
+        report = await ask(
+            p, find("curl"), "-sS", "-m", "10", "-w", "%{http_version} %{http_code} %{num_connects}\n", *outputs
+        )
         assert report == "1.1 200 1\n1.1 200 0\n1.1 200 0\n"
         assert [(tmp_path / f"got{n}").read_bytes() == content for n in range(3)] == [False, True, False]
         assert (tmp_path / "got2").read_text() == "small"

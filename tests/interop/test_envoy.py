@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from envoy_peer import EnvoyPeer, envoy, envoy_files, errors
+from envoy_peer import EnvoyPeer, envoy, envoy_files, errors, find_envoy
 from mesh_pki import MeshPki
 from netns_builder import Topology
 from path_mesh import (
@@ -49,6 +49,12 @@ STRANGER_ID = "spiffe://cluster.local/ns/demo/sa/stranger"
 FOREIGN_ID = "spiffe://other.domain/ns/demo/sa/client"
 ENVOY_FRAME = 16 * 1024
 Leaf = Callable[[MeshPki], CertificateIssued]
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    """Skips where there is no Envoy; in the middle of an async test the reason would be lost."""
+    find_envoy()
 
 
 class Interplay(NamedTuple):
