@@ -80,6 +80,7 @@ class Path:
         self.pki = MeshPki()
         self.near: PlayedWorker
         self.far: PlayedWorker
+        self.workers: list[PlayedWorker] = []
         self._owned: list[Application | socket.socket] = []
 
     def application(self, port: int = 8080, *, at: Pod | None = None, ip: str = "") -> Application:
@@ -90,7 +91,8 @@ class Path:
         return app
 
     async def connect(self, ip: str = VIP, port: int = 80, *, at: Pod | None = None) -> socket.socket:
-        """A connection of the client pod, or of another; ends with the mesh."""
+        """A connection of the client pod, or of another, after all that was played; ends with the mesh."""
+        await self.told()
         sock = await run(lambda: (at or self.client).connect(ip, port, timeout=PATIENCE))
         self._owned.append(sock)
         return sock
@@ -113,8 +115,13 @@ class Path:
 
     def play(self, **slice_fields: Any) -> None:
         """A change of the mesh, told to both workers."""
-        for worker in (self.near, self.far):
+        for worker in self.workers:
             worker.play(StateSlice(**slice_fields))
+
+    async def told(self) -> None:
+        """Until the workers have taken in what was played to them."""
+        for worker in self.workers:
+            await status(worker)
 
     def close(self) -> None:
         for thing in self._owned:
@@ -147,6 +154,7 @@ async def path(
             worker = await stack.enter_async_context(open_worker(settings, mesh.pki))
             worker.play(state, added(pod), StateSynced())
             await worker.heard(PodReady)
+            mesh.workers.append(worker)
             if pod is mesh.client:
                 mesh.near = worker
             else:

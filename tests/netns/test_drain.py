@@ -208,6 +208,7 @@ async def test_a_pod_that_goes_takes_what_is_under_way_with_it(topology: Topolog
             p.far.play(PodRemoved("server"))
             await p.far.heard(PodGone)
             silent = p.application(15008)
+        await p.told()
         before = set(descriptors().values())
         expected = {"dial": 3, "tls": 4, "certificate": 2, "application": 5, "plain": 3, "accept": 2}[stage]
         if stage == "accept":

@@ -36,6 +36,7 @@ NOBODY_IN = policy("nobody", Action.ALLOW, Match(destination_ports=(1,)))
 
 async def ask(p: Path, authority: str, *more: tuple[str, str], method: str = "CONNECT") -> int:
     """The status of one request on a tunnel of its own."""
+    await p.told()
 
     def request() -> int:
         with HboneClient(p.client, SERVER_IP, p.pki.leaf(CLIENT_ID)) as peer:
@@ -132,6 +133,7 @@ async def test_a_pod_that_the_mesh_does_not_know_is_503(topology: Topology, monk
         with await run(lambda: HboneClient(p.client, SERVER_IP, p.pki.leaf(CLIENT_ID))) as peer:
             await run(peer.ping)
             p.far.play(StateSlice(removed_workloads=(SERVER.uid,)))
+            await p.told()
             assert await run(peer.request, f"{SERVER_IP}:8080") == 503
         with await run(lambda: p.client.connect(SERVER_IP, 15008, mark=MARK)) as sock:
             assert await run(is_reset, sock)
@@ -145,6 +147,7 @@ async def test_a_pod_that_becomes_known_in_time_is_served(topology: Topology) ->
         app = p.application()
         with await run(lambda: HboneClient(p.client, SERVER_IP, p.pki.leaf(CLIENT_ID))) as peer:
             p.far.play(StateSlice(removed_workloads=(SERVER.uid,)))
+            await p.told()
             stream = await run(peer.open, f"{SERVER_IP}:8080")
             await run(peer.ping)  # the request before it has been looked at
             assert not app.accepted
@@ -256,6 +259,7 @@ async def test_a_pod_without_certificate_closes_tunnels_that_come_in(topology: T
     async with path(topology, near=None) as p:
         p.far.issue = lambda identity: CertificateFailed(identity, "the token has expired")
         p.far.play(CertificateForgotten(SERVER.identity))
+        await p.told()
         sock = await run(lambda: p.client.connect(SERVER_IP, 15008, mark=MARK))
         with sock:
             assert await run(is_reset, sock)
