@@ -195,6 +195,19 @@ async def test_15008_with_a_wrong_certificate(topology: Topology) -> None:
             assert flow.flag == "TLS_FAILURE", name
 
 
+async def test_of_several_names_only_one_of_our_trust_domain_counts(topology: Topology) -> None:
+    async with undisturbed(topology) as p:
+        leaf = p.pki.odd(["spiffe://other.domain/ns/demo/sa/admin", CLIENT_ID])
+
+        def ask() -> int:
+            with HboneClient(p.stranger, SERVER_IP, leaf) as peer:
+                return peer.request(f"{SERVER_IP}:9")
+
+        assert await run(ask) == 503
+        flow = await refused(p)
+        assert p.far.edges[flow.edge].source.identity == CLIENT_ID
+
+
 async def test_a_server_with_a_wrong_certificate_gets_no_request(topology: Topology) -> None:
     async with path(topology, far=None) as p:
         wrong = {name: leaf for name, (leaf, _) in _leaves(p.pki).items() if leaf is not None}

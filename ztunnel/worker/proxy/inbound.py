@@ -129,7 +129,7 @@ class Peer:
         kit = self.role.kit
         kit.handshakes.discard(tunnel)
         kit.prefaces.add(tunnel)
-        self.identity = _first_identity(tunnel.session.peer_names)
+        self.identity = _first_identity(tunnel.session.peer_names, self.role.pod.identity().trust_domain)
 
     def ready(self, tunnel: Tunnel) -> None:
         self.role.kit.prefaces.discard(tunnel)
@@ -267,5 +267,7 @@ def _identity(name: str) -> Identity | None:
         return None
 
 
-def _first_identity(names: tuple[str, ...]) -> Identity | None:
-    return next((identity for identity in map(_identity, names) if identity is not None), None)
+def _first_identity(names: tuple[str, ...], trust_domain: str) -> Identity | None:
+    """Of our trust domain: a name of another one was not verified by anybody and decides nothing."""
+    identities = (identity for identity in map(_identity, names) if identity is not None)
+    return next((identity for identity in identities if identity.trust_domain == trust_domain), None)

@@ -144,6 +144,8 @@ class Pod:
 
     def accept(self) -> None:
         """Begin to take connections."""
+        if self._shared is not None:
+            self._shared.accept()
         for sock, take in self._bound:
             self._listeners.append(Listener(self.kit.loop, sock, take))
         self._bound.clear()
@@ -221,11 +223,12 @@ class NodeListeners:
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
         self._pods: dict[str, Pod] = {}
+        self._bound: list[tuple[socket.socket, Callable[[socket.socket, Any], None]]] = []
         self._listeners: list[Listener] = []
 
     def add(self, pod: Pod) -> None:
-        if not self._listeners:
-            self._open()
+        if not self._bound and not self._listeners:
+            self._bind()
         for ip in pod.added.ips:
             self._pods[ip] = pod
 
@@ -237,23 +240,30 @@ class NodeListeners:
             for listener in self._listeners:
                 listener.close()
             self._listeners.clear()
+            for sock, _ in self._bound:
+                sock.close()
+            self._bound.clear()
 
-    def _open(self) -> None:
+    def accept(self) -> None:
+        """Begin to take connections; again changes nothing."""
+        self._listeners += [Listener(self._kit.loop, sock, take) for sock, take in self._bound]
+        self._bound.clear()
+
+    def _bind(self) -> None:
         settings = self._kit.settings
         roles = (
             (settings.outbound_port, self._take_outbound),
             (settings.inbound_plaintext_port, self._take_plain),
             (settings.inbound_port, self._take_inbound),
         )
-        bound: list[tuple[socket.socket, Callable[[socket.socket, Any], None]]] = []
         try:
             for port, take in roles:
-                bound.append((bind(self._kit, port, None, settings.packet_mark, CaptureMode.NODE), take))
+                self._bound.append((bind(self._kit, port, None, settings.packet_mark, CaptureMode.NODE), take))
         except PlatformError:
-            for sock, _ in bound:
+            for sock, _ in self._bound:
                 sock.close()
+            self._bound.clear()
             raise
-        self._listeners = [Listener(self._kit.loop, sock, take) for sock, take in bound]
 
     def _take_outbound(self, sock: socket.socket, peer: Any) -> None:
         pod = self._pods.get(from_sockaddr(peer).ip)
