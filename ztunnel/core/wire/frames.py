@@ -62,6 +62,9 @@ pack_header = _header.pack_into
 _window_update = struct.Struct("!HBBBII")
 _rst = struct.Struct("!HBBBII")
 
+DEFAULT_HEADER_TABLE = 4096
+NO_HEADER_TABLE = b"\x20"
+"""In front of a header block: the dynamic table has no room from now on (RFC 7541 section 6.3)."""
 RESPONSE_200 = b"\x88"
 """The header block of a bare `:status: 200` (RFC 7541 appendix A, index 8)."""
 

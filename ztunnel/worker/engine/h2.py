@@ -119,6 +119,8 @@ class Tunnel(Transport):
         self._block_head = (0, 0)
         self._block_pieces = 0
         self._decoder = hpack.Decoder(max_header_list_size=2 * MAX_HEADER_LIST)
+        self._table_notice: bytes | None = None
+        """What the next header block must say about the dynamic table; empty when it has been said."""
         self._budget = Budget(loop.now)
         self._h2 = self._connection()
         self._open(client=client)
@@ -193,6 +195,9 @@ class Tunnel(Transport):
         self.stream_closed()
 
     def _write_headers(self, stream_id: int, flags: int, block: bytes) -> None:
+        if self._table_notice:
+            block = self._table_notice + block
+            self._table_notice = b""
         if len(block) <= self.peer_frame:
             self.write(frames.frame(frames.HEADERS, flags, stream_id, block))
             return
@@ -449,7 +454,9 @@ class Tunnel(Transport):
             raise _Violation(frames.PROTOCOL_ERROR, "DATA is out of place")
         if len(view) <= frames.HEADER_SIZE and length:
             return 0
-        padding = view[frames.HEADER_SIZE] if length else 0
+        if not length:
+            raise _Violation(frames.FRAME_SIZE_ERROR, "padded DATA without its padding's length")
+        padding = view[frames.HEADER_SIZE]
         payload = length - 1 - padding
         if payload < 0:
             raise _Violation(frames.PROTOCOL_ERROR, "padding exceeds the frame")
@@ -542,6 +549,10 @@ class Tunnel(Transport):
                 self._resume()
             elif code == codes.MAX_FRAME_SIZE:
                 self.peer_frame = value
+            elif code == codes.HEADER_TABLE_SIZE:
+                # We never use the table, but a peer that makes it smaller must be told so (RFC 7541 section 4.2).
+                if value < frames.DEFAULT_HEADER_TABLE and self._table_notice is None:
+                    self._table_notice = frames.NO_HEADER_TABLE
             elif code == codes.MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
         if not self.settled:

@@ -212,6 +212,8 @@ class Stream:
         if self.window < limit:
             limit = self.window
         if limit <= 0 or tunnel.blocked:
+            if not tunnel.blocked and self._ended_without_more():
+                return
             self._watch(self._events & ~IN)
             tunnel.paused[self.id] = self
             return
@@ -274,6 +276,19 @@ class Stream:
         scratch.used = at
         if size >= CORK_BELOW:
             tunnel.flush()
+
+    def _ended_without_more(self) -> bool:
+        """No window is needed to say that the application has finished, or that it is gone."""
+        try:
+            if self._sock.recv(1, socket.MSG_PEEK):
+                return False
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._on_error()
+            return True
+        self._end_of_file()
+        return True
 
     def _end_of_file(self) -> None:
         self._read_done = True

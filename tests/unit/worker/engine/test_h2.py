@@ -7,6 +7,10 @@ import socket
 import time
 from collections.abc import Callable
 
+import h2.config
+import h2.connection
+import h2.exceptions
+import h2.settings
 import hpack
 import pytest
 from engine_pair import CONNECT, Conversation, Pair, Raw, fill, read_now
@@ -307,7 +311,7 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
     "DATA for stream 0": (F.frame(F.DATA, 0, 0, b"x"), F.PROTOCOL_ERROR),
     "DATA that is too long": (b"\x20\0\0\0\0\0\0\0\1", F.FRAME_SIZE_ERROR),
     "padding that exceeds the frame": (F.frame(F.DATA, F.PADDED, 1, b"\x09abc"), F.PROTOCOL_ERROR),
-    "padded DATA without padding": (F.frame(F.DATA, F.PADDED, 1, b""), F.PROTOCOL_ERROR),
+    "padded DATA without padding": (F.frame(F.DATA, F.PADDED, 1, b""), F.FRAME_SIZE_ERROR),
     "HEADERS of an even stream": (F.frame(F.HEADERS, F.END_HEADERS, 4, CONNECT), F.PROTOCOL_ERROR),
     "HEADERS of stream 0": (F.frame(F.HEADERS, F.END_HEADERS, 0, CONNECT), F.PROTOCOL_ERROR),
     "padding that exceeds HEADERS": (F.frame(F.HEADERS, F.END_HEADERS | F.PADDED, 3, b"\x09abc"), F.PROTOCOL_ERROR),
@@ -362,6 +366,38 @@ def test_a_violation_ends_the_tunnel_with_its_code(what: str, chunk: int) -> Non
         ending = raw.side.conversations[0].ending
         assert ending is not None
         assert ending.error.startswith("the tunnel is gone")
+
+
+ELSEWHERE: dict[str, int | None] = {
+    "DATA that is too long": None,  # the library waits for the whole frame
+    "broken header compression": frames.PROTOCOL_ERROR,  # RFC 9113 section 4.3 says COMPRESSION_ERROR
+    "RST_STREAM of an idle stream": None,  # RFC 9113 section 6.4 says PROTOCOL_ERROR
+}
+"""Where the h2 library says something else; None: nothing."""
+
+
+@pytest.mark.parametrize("what", VIOLATIONS)
+def test_the_h2_library_takes_it_for_a_violation_too(what: str) -> None:
+    data, code = VIOLATIONS[what]
+    expected = ELSEWHERE.get(what, code)
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    connection.local_settings = h2.settings.Settings(
+        client=False, initial_values={h2.settings.SettingCodes.MAX_FRAME_SIZE: Settings().frame_size}
+    )
+    connection.max_inbound_frame_size = Settings().frame_size
+    connection.initiate_connection()
+    connection.receive_data(
+        frames.PREFACE
+        + frames.frame(frames.SETTINGS, 0, 0)
+        + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, CONNECT)
+    )
+    connection.send_headers(1, [(":status", "200")])
+    said: int | None = None
+    try:
+        connection.receive_data(data)
+    except h2.exceptions.ProtocolError as error:
+        said = int(error.error_code)
+    assert said == expected
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\rX", bytes(30)])
@@ -443,6 +479,30 @@ def test_headers_of_more_than_64_kilobytes_end_the_tunnel() -> None:
         raw.greet()
         raw.request(1, 0, bytes(70_000))
         assert raw.goaway() == frames.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("size", [0, 100, 4095])
+def test_a_peer_with_a_smaller_header_table_is_told_that_none_is_used(size: int) -> None:
+    """RFC 7541 section 4.2: or its decoder refuses everything we send from then on."""
+    with Raw(client=True) as raw:
+        raw.greet(setting(1, size))
+        for _ in range(3):
+            raw.open()
+        decoder = hpack.Decoder()
+        decoder.max_allowed_table_size = size
+        blocks = [frame.body for frame in raw.frames(frames.HEADERS)]
+        assert blocks[1:] == [CONNECT, CONNECT]
+        for block in blocks:
+            assert dict(decoder.decode(block, raw=True))[b":method"] == b"CONNECT"
+
+
+def test_a_half_close_needs_no_window() -> None:
+    with Raw() as raw:
+        raw.greet(setting(INITIAL_WINDOW, 0))
+        raw.request()
+        raw.side.applications[0].shutdown(socket.SHUT_WR)
+        raw.turn()
+        assert [(f.flags, f.body) for f in raw.frames(frames.DATA)] == [(frames.END_STREAM, b"")]
 
 
 # ---- floods ----
