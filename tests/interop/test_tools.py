@@ -155,10 +155,13 @@ def test_openssl_is_refused_what_hbone_is_not(world: World, options: list[str], 
 
 
 @pytest.mark.parametrize("first", ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384"])
-def test_of_the_two_suites_the_client_has_the_choice(world: World, first: str) -> None:
-    """That our own clients prefer AES-128 is seen by Envoy (test_envoy)."""
+def test_of_the_two_suites_the_cheaper_one_is_chosen_whatever_the_client_prefers(world: World, first: str) -> None:
     suites = f"{first}:TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256"
-    assert f"Cipher is {first}" in world.openssl("-ciphersuites", suites)
+    assert "Cipher is TLS_AES_128_GCM_SHA256" in world.openssl("-ciphersuites", suites)
+
+
+def test_a_client_that_has_only_the_other_suite_gets_it(world: World) -> None:
+    assert "Cipher is TLS_AES_256_GCM_SHA384" in world.openssl("-ciphersuites", "TLS_AES_256_GCM_SHA384")
 
 
 def test_a_client_certificate_is_required(world: World) -> None:

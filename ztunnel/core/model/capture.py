@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 PROBE_PORT = 15099
-"""A connection to this port of an address that is no workload and no service is a capture probe."""
+"""A captured connection to this port is a capture probe, whatever its address."""
 PROBE_BANNER = b"ztunnel-probe\n"
 """What the outbound listener answers to a capture probe before it closes."""
 

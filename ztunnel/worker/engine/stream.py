@@ -65,8 +65,6 @@ class Stream:
         "_queue",
         "_read_done",
         "_receive_window",
-        "_recv_into",
-        "_send",
         "_sock",
         "_write_done",
         "answered",
@@ -91,7 +89,8 @@ class Stream:
         """Bytes from the tunnel to the application."""
         self._receive_window = receive_window
         self._consumed = 0
-        self._sock: socket.socket | None = None
+        self._sock: Any = None
+        """The application's; never None while the loop watches it."""
         self._fd = -1
         self._events = 0
         self._queue: deque[bytearray | memoryview] | None = None
@@ -128,14 +127,13 @@ class Stream:
         """Join the application's socket to the stream; the stream owns it from now on."""
         self._sock = sock
         self._fd = sock.fileno()
-        self._recv_into: Any = sock.recv_into
-        self._send: Any = sock.send
 
     def join(self, joined: Joined) -> socket.socket | None:
         """Become a leash: the bytes take another way, this stream only says that they may. Gives up the socket."""
         self._joined = joined
         self._receive_window = 0
-        sock, self._sock = self._sock, None
+        sock: socket.socket | None = self._sock
+        self._sock = None
         self._fd = -1
         return sock
 
@@ -226,7 +224,7 @@ class Stream:
         at = tunnel.claim(limit + frames.HEADER_SIZE)
         start = at + frames.HEADER_SIZE
         try:
-            size = self._recv_into(scratch.clear_view[start : start + limit])
+            size = self._sock.recv_into(scratch.clear_view[start : start + limit])
         except BlockingIOError:
             return
         except OSError:
@@ -252,7 +250,6 @@ class Stream:
             tunnel.claim(READ_SIZE)
             if tunnel.blocked:
                 return
-        assert self._sock is not None
         piece = tunnel.peer_frame
         try:
             size = self._sock.recvmsg_into(scratch.frame_views(piece))[0]
@@ -317,7 +314,7 @@ class Stream:
             self._enqueue(view)
         elif self.answered:
             try:
-                sent = self._send(view)
+                sent = self._sock.send(view)
             except BlockingIOError:
                 pass
             except OSError:
@@ -360,7 +357,6 @@ class Stream:
     def _on_writable(self) -> None:
         queue = self._queue
         assert queue is not None
-        assert self._sock is not None
         try:
             sent = self._sock.sendmsg([queue[i] for i in range(min(len(queue), MAX_IOV))])
         except BlockingIOError:
@@ -392,7 +388,6 @@ class Stream:
         if self._read_done:  # closing the socket sends the FIN as well
             self._finish_if_done()
             return
-        assert self._sock is not None
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -450,7 +445,6 @@ class Stream:
         self._queue = None
         self._events = 0
         if sock is not None:
-            self._recv_into = self._send = None
             if not ending.ok:
                 abort_on_close(sock)
             tunnel.loop.close(sock)

@@ -125,7 +125,7 @@ class Context:
             _lib.ERR_clear_error()
             _lib.SSL_CTX_set1_curves_list(context._context, b"X25519")
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        context.set_options(SSL.OP_NO_TICKET)
+        context.set_options(SSL.OP_NO_TICKET | SSL.OP_CIPHER_SERVER_PREFERENCE)
         context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS)
         # pyOpenSSL writes one record per call by default; a batch of many is what makes bulk fast.
         context.clear_mode(_lib.SSL_MODE_ENABLE_PARTIAL_WRITE)

@@ -8,8 +8,9 @@ from ztunnel.core.model.identity import Identity
 from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import Workload
 from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.memo import Memo
 
-MAX_KNOWN = 65_536
+Key = tuple[int, int, int, bool, Identity | None]
 
 
 class EdgeNumbers:
@@ -17,8 +18,7 @@ class EdgeNumbers:
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
-        self._revision = -1
-        self._known: dict[tuple[int, int, int, bool, Identity | None], tuple[int, object]] = {}
+        self._known: Memo[Key, tuple[int, object]] = Memo(kit.store)
 
     def number(
         self,
@@ -31,14 +31,11 @@ class EdgeNumbers:
         peer: Identity | None = None,
     ) -> int:
         """The ledger's number for this edge."""
-        if self._revision != self._kit.store.revision or len(self._known) >= MAX_KNOWN:
-            self._revision = self._kit.store.revision
-            self._known.clear()
         key = (id(source), id(destination), id(service), mutual_tls, peer)
         known = self._known.get(key)
         if known is None:
             value = edge(
                 direction, source=source, destination=destination, service=service, mutual_tls=mutual_tls, peer=peer
             )
-            known = self._known[key] = (self._kit.ledger.number(value), (source, destination, service))
+            known = self._known.keep(key, (self._kit.ledger.number(value), (source, destination, service)))
         return known[0]

@@ -25,6 +25,7 @@ from ztunnel.worker.proxy.certificates import Credentials
 from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.memo import Memo
 from ztunnel.worker.proxy.upstream import upstream_socket
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Inbound:
         """Accepted, but their handshake cannot begin without our certificate."""
         self._answer: tuple[Workload, bytes] | None = None
         self.edges = EdgeNumbers(kit)
+        self._deliveries: Memo[tuple[object, ...], Delivery] = Memo(kit.store)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A peer's connection was accepted; owns the socket."""
@@ -94,6 +96,24 @@ class Inbound:
         """An early deny: nobody is known yet."""
         local = Address(self.pod.ip, self.kit.settings.inbound_port) if self.pod.ip else None
         self.kit.ledger.refused(Direction.INBOUND, source, local, refusal, authority)
+
+    def decide(self, own: Workload, local: Address, request: connect.ConnectRequest) -> Delivery | Refusal:
+        """Where a request is delivered; remembered until the mesh changes."""
+        key = (own.uid, local, request.target, request.forwarded_host)
+        known = self._deliveries.get(key)
+        if known is not None:
+            return known
+        settings = self.kit.settings
+        decision = inbound.deliver(
+            self.kit.store,
+            own=own,
+            local=local,
+            target=request.target,
+            network=settings.network,
+            illegal_ports=settings.illegal_ports,
+            forwarded_host=request.forwarded_host,
+        )
+        return decision if isinstance(decision, Refusal) else self._deliveries.keep(key, decision)
 
     def answer(self, workload: Workload) -> bytes:
         """The header block of a 200, encoded once per version of the workload."""
@@ -177,15 +197,7 @@ class Peer:
         own = pod.workload()
         if own is None:
             return False
-        decision = inbound.deliver(
-            kit.store,
-            own=own,
-            local=self.local,
-            target=request.target,
-            network=kit.settings.network,
-            illegal_ports=kit.settings.illegal_ports,
-            forwarded_host=request.forwarded_host,
-        )
+        decision = self.role.decide(own, self.local, request)
         if isinstance(decision, Refusal):
             self._refuse_early(stream, decision, request.authority)
             return True

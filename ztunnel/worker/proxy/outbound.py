@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide.outbound import route
 from ztunnel.core.errors import ZtunnelError
-from ztunnel.core.model.address import from_sockaddr
+from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.capture import PROBE_BANNER, PROBE_PORT
 from ztunnel.core.model.connection import Direction, Refusal, Route, RouteKind
 from ztunnel.core.model.workload import Workload
@@ -26,6 +27,7 @@ from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.dial import PoolKey
 from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.memo import Memo
 from ztunnel.worker.proxy.original import original_destination
 from ztunnel.worker.proxy.pool import Pool
 from ztunnel.worker.proxy.upstream import pod_socket
@@ -37,7 +39,6 @@ Missing = Callable[[], Awaitable[object]]
 """Waits for what a set-up lacks; raises ZtunnelError when it will not come."""
 
 _METHOD = frames.encode_header(":method", "CONNECT")
-MAX_BLOCKS = 4096
 
 
 class Outbound:
@@ -47,9 +48,9 @@ class Outbound:
         self._kit = kit
         self._pod = pod
         self.pool = Pool(kit, partial(pod_socket, kit, pod))
-        self._blocks: dict[tuple[str, str], bytes] = {}
-        self._blocks_of: Workload | None = None
         self._edges = EdgeNumbers(kit)
+        self._routes: Memo[tuple[Address, Address | None], Route] = Memo(kit.store)
+        self._blocks: Memo[str, bytes] = Memo(kit.store)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
@@ -59,8 +60,10 @@ class Outbound:
         carried.original = original_destination(sock, pod.capture)
         if carried.original is None:
             carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))
-            return
-        self.carry(carried)
+        elif carried.original.port == PROBE_PORT:
+            self._answer_probe(carried)
+        else:
+            self.carry(carried)
 
     def carry(self, carried: Carried) -> None:
         """Set it up now if nothing is missing, else in a task."""
@@ -91,18 +94,7 @@ class Outbound:
         assert carried.original is not None
         if carried.route is not None:
             return self._tunnel(carried, workload, carried.route)
-        if carried.original.port == PROBE_PORT and self._is_probe(carried, workload):
-            return None
-        kit = self._kit
-        decision = route(
-            kit.store,
-            source=workload,
-            target=carried.original,
-            network=kit.settings.network,
-            roll=kit.random.random(),
-            illegal_ports=kit.settings.illegal_ports,
-            hbone_port=kit.settings.inbound_port,
-        )
+        decision = self._decide(workload, carried.original)
         if isinstance(decision, Refusal):
             carried.refuse(decision)
             return None
@@ -112,20 +104,36 @@ class Outbound:
         self._plain(carried, decision)
         return None
 
-    def _is_probe(self, carried: Carried, workload: Workload) -> bool:
-        """Whether the capture probe came through: it asks for an address that nobody has."""
-        assert carried.original is not None
-        store, network = self._kit.store, self._kit.settings.network
-        ip = carried.original.ip
-        if store.workload_at(network, ip) or store.service_at(network, ip, workload.namespace):
-            return False
+    def _decide(self, workload: Workload, target: Address) -> Route | Refusal:
+        """Where to: remembered where chance has no part in it; equal routes of a service are one value."""
+        known = self._routes.get((target, None))
+        if known is not None:
+            return known
+        kit = self._kit
+        decision = route(
+            kit.store,
+            source=workload,
+            target=target,
+            network=kit.settings.network,
+            roll=kit.random.random(),
+            illegal_ports=kit.settings.illegal_ports,
+            hbone_port=kit.settings.inbound_port,
+        )
+        if isinstance(decision, Refusal):
+            return decision
+        workload_itself = decision.workload is None or target.ip in decision.workload.workload_ips
+        certain = decision.service is None and workload_itself
+        return self._routes.keep((target, None if certain else decision.next_hop), decision)
+
+    def _answer_probe(self, carried: Carried) -> None:
+        """A capture probe came through: say so, whatever address it asked for."""
         sock, carried.sock = carried.sock, None
         assert sock is not None
-        sock.send(PROBE_BANNER)
+        with suppress(OSError):
+            sock.send(PROBE_BANNER)
         self._kit.loop.close(sock)
         self._kit.connections.discard(carried)
         carried.ended_already = True
-        return True
 
     # ---- HBONE ----
 
@@ -147,17 +155,11 @@ class Outbound:
     def _request(self, carried: Carried, workload: Workload, chosen: Route) -> bytes:
         """The encoded header block: what is the same for every connection of the route is encoded once."""
         host = chosen.service.hostname if chosen.service else ""
-        if self._blocks_of is not workload or len(self._blocks) >= MAX_BLOCKS:
-            self._blocks.clear()
-            self._blocks_of = workload
-        key = (chosen.authority, host)
-        block = self._blocks.get(key)
+        block = self._blocks.get(chosen.authority)
         if block is None:
-            block = self._blocks[key] = (
-                _METHOD
-                + frames.encode_header(":authority", chosen.authority)
-                + frames.encode_header("baggage", connect.baggage(workload))
-            )
+            baggage = frames.encode_header("baggage", connect.baggage(workload))
+            authority = frames.encode_header(":authority", chosen.authority)
+            block = self._blocks.keep(chosen.authority, _METHOD + authority + baggage)
         random = self._kit.random.getrandbits
         return (
             block
