@@ -35,7 +35,7 @@ def _number(value: int | None) -> str:
 @click.option("--update", is_flag=True, help="Make what is counted now the baseline of this interpreter.")
 def main(update: bool) -> None:
     """Count the instructions of hot operations (with valgrind) and compare them with the baseline."""
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, soft_wrap=True)
     try:
         counts = count("hot")
     except CountError as error:
