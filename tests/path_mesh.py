@@ -174,6 +174,22 @@ def added(pod: Pod) -> PodAdded:
     )
 
 
+def descriptors() -> dict[str, str]:
+    """What this process, and so every worker in it, has open; without the home that each thread keeps."""
+    home = os.readlink("/proc/thread-self/ns/net")
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            what = os.readlink(f"/proc/self/fd/{fd}")
+            if what != home:
+                found[fd] = what
+    return found
+
+
+def open_sockets() -> set[str]:
+    return {what for what in descriptors().values() if what.startswith("socket")}
+
+
 # ---- what tests do with blocking sockets ----
 
 

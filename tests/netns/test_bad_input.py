@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from path_mesh import (
     Path,
     is_reset,
     open_connections,
+    open_sockets,
     path,
     read_all,
     read_exactly,
@@ -52,10 +52,10 @@ async def undisturbed(topology: Topology, near: Settings = SETTINGS, far: Settin
             before, during = await p.connect(), await p.connect()
             await echoes(before)
             at_first = (await status(p.near))["tunnels"], (await status(p.far))["tunnels"]
-            descriptors = len(os.listdir("/proc/self/fd"))
+            sockets = open_sockets()
             yield p
             await echoes(during)
-            await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+            await until(lambda: not open_sockets() - sockets)
             assert at_first == ((await status(p.near))["tunnels"], (await status(p.far))["tunnels"])
             after = await p.connect(SERVER_IP, 8080)
             for sock in (before, during, after):

@@ -20,7 +20,9 @@ from path_mesh import (
     STRANGER_IP,
     Path,
     added,
+    descriptors,
     is_reset,
+    open_sockets,
     path,
     read_all,
     read_exactly,
@@ -42,21 +44,6 @@ from ztunnel.link.messages import (
     PodReady,
     PodRemoved,
 )
-
-
-def descriptors() -> dict[str, str]:
-    """What this process, and so every worker in it, has open."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:
-            continue
-    return found
-
-
-def new_sockets(before: set[str]) -> list[str]:
-    return [what for what in descriptors().values() if what not in before and what.startswith("socket")]
 
 
 async def drained(worker: PlayedWorker) -> Drained:
@@ -209,7 +196,7 @@ async def test_a_pod_that_goes_takes_what_is_under_way_with_it(topology: Topolog
             await p.far.heard(PodGone)
             silent = p.application(15008)
         await p.told()
-        before = set(descriptors().values())
+        before = open_sockets()
         expected = {"dial": 3, "tls": 4, "certificate": 2, "application": 5, "plain": 3, "accept": 2}[stage]
         if stage == "accept":
             client = await run(lambda: p.client.connect(SERVER_IP, 15008, mark=MARK))
@@ -218,7 +205,7 @@ async def test_a_pod_that_goes_takes_what_is_under_way_with_it(topology: Topolog
         try:
             if stage == "tls":
                 await silent.accept()
-            await until(lambda: len(new_sockets(before)) == expected)
+            await until(lambda: len(open_sockets() - before) == expected)
             worker.play(PodRemoved(name))
             with trio.fail_after(PATIENCE):
                 await worker.heard(PodGone)
@@ -226,7 +213,7 @@ async def test_a_pod_that_goes_takes_what_is_under_way_with_it(topology: Topolog
         finally:
             client.close()
         p.close()
-        await until(lambda: not new_sockets(before))
+        await until(lambda: not open_sockets() - before)
         assert (await status(worker))["connections"] == 0
 
 
