@@ -204,7 +204,7 @@ def test_pods_are_enrolled_and_unenrolled_on_a_shared_agent(
 ) -> None:
     """One agent on its node serves both ends, of which it is told one after the other."""
     node = topology.nodes[0]
-    agent = Agent(node, world.directory, LOCAL_XDS_PATH=str(world.mesh), IPV6_ENABLED="false")
+    agent = Agent(node, world.directory, LOCAL_XDS_PATH=str(world.mesh), IPV6_ENABLED="false", WORKERS="0")
     agent.wait_ready()
     at = ["--socket", str(world.directory / "enroll-node1.sock")]
     for pod, mode in ((world.client, "redirect"), (world.server, "tproxy")):
@@ -228,7 +228,7 @@ def test_pods_are_enrolled_and_unenrolled_on_a_shared_agent(
 
 def test_a_pod_whose_namespace_goes_is_let_go(world: World, topology: Topology) -> None:
     node = topology.nodes[0]
-    agent = Agent(node, world.directory, LOCAL_XDS_PATH=str(world.mesh), IPV6_ENABLED="false")
+    agent = Agent(node, world.directory, LOCAL_XDS_PATH=str(world.mesh), IPV6_ENABLED="false", WORKERS="0")
     agent.wait_ready()
     at = ["--socket", str(world.directory / "enroll-node1.sock")]
     assert run(["enroll", "--netns", world.client.path, "--workload", "demo/client", *at]) == 0

@@ -186,7 +186,8 @@ def test_enrolled_pods_survive_the_control_half_and_others_go_with_the_file(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.write_mesh(pods="server")
-    wait_until(lambda: present(world.client.fd) == {}, world.agent.log)
+    wait_until(lambda: world.agent.dump()["workloadState"].keys() == {"server"}, world.agent.log)
+    assert present(world.client.fd) == {}
     assert world.enroll(world.client) == 0
     assert echo(world.through(), b"enrolled") == b"enrolled"
     world.kill("ztunnel-ctl")
@@ -196,7 +197,7 @@ def test_enrolled_pods_survive_the_control_half_and_others_go_with_the_file(
     world.write_mesh(pods="none")
     wait_until(lambda: present(world.server.fd) == {}, world.agent.log)
     world.wait_all_up()
-    assert world.agent.dump()["workloadState"].keys() == {"demo/client"}
+    wait_until(lambda: world.agent.dump()["workloadState"].keys() == {"demo/client"}, world.agent.log)
     assert world.agent.stop() == 0
     assert present(world.client.fd) == {}
 

@@ -57,7 +57,7 @@ GROUPS = (
             V("PROXY_MODE", forms.choice("shared", "dedicated"), "One agent for a node's pods, or for one workload."),
             V("PROXY_WORKLOAD_INFO", forms.WORKLOAD, "The workload of a dedicated agent; required there."),
             V("SAME_NODE_JOIN", forms.SWITCH, "Join both ends directly when they live in this agent."),
-            V("WORKERS", forms.integer(0, 256), "Worker processes; 0 keeps all in one process.", later=True),
+            V("WORKERS", forms.integer(0, 256), "Worker processes; 0: all in one process (default if dedicated)."),
             V("ENABLE_PROXY", forms.BOOLEAN, "Run the proxy (false: only the DNS proxy).", later=True),
             V("ZTUNNEL_WORKER_THREADS", forms.TEXT, "Threads of Istio's ztunnel, number or NN%.", later=True),
             V("ZTUNNEL_CPU_LIMIT", forms.TEXT, "Cores that percentages count from.", later=True),
@@ -348,6 +348,8 @@ def _complete(draft: _Draft, environ: Mapping[str, str]) -> None:
     if values.get("proxy_mode") == "dedicated":
         if "capture_mode" not in values:
             draft.put("capture_mode", "none", "PROXY_MODE")
+        if "workers" not in values:
+            draft.put("workers", 0, "PROXY_MODE")
         if values["capture_mode"] == "none" and "packet_mark" not in values:
             draft.put("packet_mark", None, "PROXY_MODE")
     _complete_addresses(draft)

@@ -21,7 +21,7 @@ import trio
 
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.link.channel import Channel, ChannelClosed
+from ztunnel.link.channel import Channel, ChannelClosed, VersionMismatch
 from ztunnel.link.messages import (
     Answer,
     Ask,
@@ -143,8 +143,9 @@ class Fleet:
                 link.close()
             elif self._drain_order is not None:
                 self._tell(number, self._drain_order)
-            async for message in link:
-                self._take(number, place, message)
+            with contextlib.suppress(VersionMismatch):  # such a worker ends by itself, for a newer one
+                async for message in link:
+                    self._take(number, place, message)
             place.link, place.serving = None, False
             self._lost_flows += link.lost_flows
             link.close()

@@ -100,7 +100,7 @@ class Control:
         self._certificates = CertificateManager(certificate_source(settings), self._send_certificate)
         self._wanted: dict[Identity, set[int]] = {}
         """Which workers want a certificate: nobody else gets the key."""
-        self._pods = PodManager(fleet.send, RuleCapture(settings), on_gone=self._pod_gone)
+        self._pods = PodManager(fleet.send, RuleCapture(settings), on_gone=self._pod_gone, leaves=self._leaves_pods)
         self._metrics = Metrics(version=settings.istio_meta_istio_version)
         self._reports = Reports(self._metrics, settings.log_format)
         self._worker_numbers: dict[str, Number] = {}
@@ -216,6 +216,10 @@ class Control:
         workload = self._find_workload(info.namespace, info.name)
         if workload is None or workload.service_account != info.service_account:
             log.warning("%s is no workload of the mesh: its connections are refused until it is", info)
+
+    def _leaves_pods(self) -> bool:
+        """When this half ends without having been told to: workers that outlive it serve on."""
+        return self._fleet.is_replaced and not self._drain.is_draining
 
     def _pod_gone(self, pod: PodSpec) -> None:
         """Its key goes with the last pod of an identity."""

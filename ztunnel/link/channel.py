@@ -31,8 +31,15 @@ class ChannelClosed(Exception):
     """The other half is gone, or this end was closed."""
 
 
+class VersionMismatch(ChannelClosed):
+    """The other half is of a release whose messages are others."""
+
+
 class Channel(ABC, Generic[Out, In]):
-    """One end of a link: sends `Out`, receives `In`; one task at a time receives."""
+    """One end of a link: sends `Out`, receives `In`; one task at a time receives.
+
+    Iterating gives message after message until the link is closed, and raises VersionMismatch.
+    """
 
     @abstractmethod
     def send(self, message: Out) -> None:
@@ -57,6 +64,8 @@ class Channel(ABC, Generic[Out, In]):
     async def __anext__(self) -> In:
         try:
             return await self.receive()
+        except VersionMismatch:
+            raise
         except ChannelClosed:
             raise StopAsyncIteration from None
 

@@ -3,11 +3,14 @@
 Both halves come and go, so the supervisor, which stays, makes every link: a socket pair, one end to each half, sent
 over the child's leash. A leash that ends tells a child that the supervisor is gone or wants it gone.
 
+(socket.send_fds and recv_fds of Python 3.11 ignore their flags, so they are not used.)
+
 Packets of a seqpacket socket: a worker's number, with the socket beside it; upwards one packet that says "I serve".
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import socket
 import struct
@@ -18,6 +21,7 @@ import trio
 
 _NUMBER = struct.Struct("!I")
 _UP = b"up"
+_ANCILLARY = socket.CMSG_LEN(struct.calcsize("i"))
 
 
 class Handed(NamedTuple):
@@ -29,7 +33,8 @@ class Handed(NamedTuple):
 def hand(leash: socket.socket, number: int, sock: socket.socket) -> bool:
     """Give a copy of `sock` to the child. False when the child is gone, or has not looked for very long."""
     try:
-        socket.send_fds(leash, [_NUMBER.pack(number)], [sock.fileno()], socket.MSG_DONTWAIT)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (sock.fileno(),)))
+        leash.sendmsg((_NUMBER.pack(number),), (rights,), socket.MSG_DONTWAIT)
     except OSError:
         return False
     return True
@@ -55,11 +60,12 @@ async def handed(leash: socket.socket) -> AsyncIterator[Handed]:
     while True:
         await trio.lowlevel.wait_readable(leash)
         try:
-            data, fds, _, _ = socket.recv_fds(leash, _NUMBER.size, 1, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = leash.recvmsg(_NUMBER.size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             continue
         except ConnectionResetError:
             return
         if not data:
             return
-        yield Handed(_NUMBER.unpack(data)[0], socket.socket(fileno=fds[0]))
+        ((_, _, rights),) = ancillary
+        yield Handed(_NUMBER.unpack(data)[0], socket.socket(fileno=array.array("i", rights)[0]))

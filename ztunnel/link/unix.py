@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import trio
 
-from ztunnel.link.channel import MAX_QUEUED_FLOWS, Channel, ChannelClosed, flow_count
+from ztunnel.link.channel import MAX_QUEUED_FLOWS, Channel, ChannelClosed, VersionMismatch, flow_count
 from ztunnel.link.codec import CONTROL, WORKER, Codec, UndecodableError
 from ztunnel.link.messages import VERSION, Down, Up
 
@@ -201,6 +201,9 @@ class UnixChannel(Channel[Out, In]):
                 if complete is None:
                     continue
                 message = self._codec.decode(complete, fds)
+            except VersionMismatch:
+                _close_all(fds)
+                raise
             except UndecodableError as error:
                 _close_all(fds)
                 raise self._refuse(str(error)) from None
@@ -231,9 +234,9 @@ class UnixChannel(Channel[Out, In]):
             raise UndecodableError("it did not begin with its version")
         if version != str(VERSION).encode():
             theirs = version.decode("ascii", "backslashreplace")
-            raise UndecodableError(
-                f"it is of version {theirs!r} and this process of {VERSION}: they were not started from one release"
-            )
+            why = f"the other half of the link is of version {theirs!r}, this process of {VERSION}"
+            self._end(why)
+            raise VersionMismatch(why)
         self._greeted = True
 
     # ---- the end ----
@@ -267,10 +270,13 @@ class UnixChannel(Channel[Out, In]):
     def _refuse(self, why: str) -> ChannelClosed:
         """The other end does not speak our language: nothing it sends can be trusted any more."""
         message = f"the link is ended because of what the other half sent: {why}"
-        log.error("%s", message)
-        self._break(message)
-        self.close()
+        self._end(message)
         return ChannelClosed(message)
+
+    def _end(self, why: str) -> None:
+        log.error("%s", why)
+        self._break(why)
+        self.close()
 
 
 def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from ztunnel.config.settings import Settings
-from ztunnel.link.channel import Channel
+from ztunnel.core.errors import PlatformError
+from ztunnel.link.channel import Channel, VersionMismatch
 from ztunnel.link.leash import handed
 from ztunnel.link.messages import Down, Up
 from ztunnel.link.unix import worker_end
 from ztunnel.linux.enter import set_process_name
+from ztunnel.runtime.supervise import first_cause
 from ztunnel.worker import main
 from ztunnel.worker.engine.driver import host
 from ztunnel.worker.engine.loop import Loop
@@ -28,7 +30,10 @@ NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: Callable[[str], None]) -> None:
-    """Serve until the leash ends."""
+    """Serve until the leash ends.
+
+    Raises PlatformError when a control half comes that speaks another version: a newer worker has to take this place.
+    """
     set_process_name(f"ztunnel-w{number}")
     for each in NOT_OURS:
         signal.signal(each, signal.SIG_IGN)
@@ -37,7 +42,16 @@ def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: C
     gc.set_threshold(*GC_THRESHOLDS)
     loop = Loop()
     with leash:
-        host(loop, partial(main.serve, _links(leash), settings, loop, set_log_filter=set_log_filter))
+        try:
+            host(loop, partial(main.serve, _links(leash), settings, loop, set_log_filter=set_log_filter))
+        except BaseExceptionGroup as group:
+            cause = first_cause(group)
+            if not isinstance(cause, VersionMismatch):
+                raise
+            raise PlatformError(
+                f"worker {number} cannot go on after an upgrade: {cause}",
+                hint="another one of the new release takes over; its connections begin anew",
+            ) from None
 
 
 async def _links(leash: socket.socket) -> AsyncIterator[Channel[Up, Down]]:

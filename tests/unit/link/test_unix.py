@@ -13,7 +13,7 @@ import trio.testing
 
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.link import unix
-from ztunnel.link.channel import Channel, ChannelClosed
+from ztunnel.link.channel import Channel, ChannelClosed, VersionMismatch
 from ztunnel.link.messages import VERSION, Down, Drain, PodAdded, PodFailed, StateSynced, Up
 
 HELLO = b"\x00" + bytes(4) + str(VERSION).encode()
@@ -186,8 +186,9 @@ async def test_descriptors_of_such_a_packet_are_closed(raw: Raw) -> None:
 async def test_another_version_is_refused(raw: Raw) -> None:
     control, other = raw
     other.send(b"\x00" + bytes(4) + b"99")
-    with pytest.raises(ChannelClosed, match=f"version '99' and this process of {VERSION}"):
-        await control.receive()
+    with pytest.raises(VersionMismatch, match=f"version '99', this process of {VERSION}"):
+        async for _ in control:
+            pass
 
 
 async def test_a_link_begins_with_the_version(raw: Raw) -> None:

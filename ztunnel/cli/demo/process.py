@@ -92,6 +92,7 @@ class Agent(Process):
             "XDS_ADDRESS": "",
             "CA_ADDRESS": "",
             "LOCAL_XDS_PATH": str(self.mesh),
+            "WORKERS": "0",
             "LOCAL_CA_PATH": str(directory / "ca"),
             "ENROLL_UDS": str(self._socket),
             "CONNECTION_TERMINATION_DEADLINE": "1s",

@@ -136,7 +136,8 @@ def _answers() -> tuple[trio.MemorySendChannel[Answer], trio.MemoryReceiveChanne
 class PodManager:
     """`run` it in a nursery; `send` takes messages for the worker and must not block.
 
-    `on_gone` hears of every pod that is over.
+    `on_gone` hears of every pod that is over. Where `leaves` says so, pods that are still wanted when `run` is
+    cancelled are not taken down: the worker and the rules go on without us, for the next control half.
     """
 
     def __init__(
@@ -145,12 +146,14 @@ class PodManager:
         capture: Capture,
         *,
         on_gone: Callable[[PodSpec], None] = lambda pod: None,
+        leaves: Callable[[], bool] = lambda: False,
         retry: float = RETRY,
         poll: float = POLL,
     ) -> None:
         self._send = send
         self._capture = capture
         self._on_gone = on_gone
+        self._leaves = leaves
         self._retry = retry
         self._poll = poll
         self._entries: dict[str, _Entry] = {}
@@ -272,9 +275,14 @@ class PodManager:
             entry.release()
             entry.settled.set()
             entry.over.set()
-            if entry.in_worker and self._connected:  # adopted, and never opened again
-                self._send(PodRemoved(entry.spec.uid))
-            self._on_gone(entry.spec)
+            if not self._is_left(entry):
+                if entry.in_worker and self._connected:  # adopted, and never opened again
+                    self._send(PodRemoved(entry.spec.uid))
+                self._on_gone(entry.spec)
+
+    def _is_left(self, entry: _Entry) -> bool:
+        """Whether the pod stays as it is although we end."""
+        return self._leaves() and not entry.scope.cancel_called and not entry.vanished.is_set()
 
     async def _repeat(self, entry: _Entry) -> None:
         """One life of the namespace after the other, as long as somebody wants the pod."""
@@ -307,7 +315,7 @@ class PodManager:
                         with trio.move_on_after(self._retry):
                             await entry.vanished.wait()
             finally:
-                await self._uncapture(spec, netns)
+                await self._uncapture(entry, netns)
         finally:
             if netns is not None:
                 os.close(netns)
@@ -372,7 +380,7 @@ class PodManager:
 
     async def _close(self, entry: _Entry) -> None:
         """Close the listeners and connections, and wait for it even when cancelled."""
-        if self._connected and not entry.is_lost:
+        if self._connected and not entry.is_lost and not self._is_left(entry):
             with trio.move_on_after(ANSWER_TIMEOUT) as limit:
                 limit.shield = True
                 entry.in_worker = False
@@ -387,7 +395,10 @@ class PodManager:
         if self._talking.get(entry.spec.uid) is entry:
             del self._talking[entry.spec.uid]
 
-    async def _uncapture(self, spec: PodSpec, netns: int | None) -> None:
+    async def _uncapture(self, entry: _Entry, netns: int | None) -> None:
+        if self._is_left(entry):
+            return
+        spec = entry.spec
         with trio.move_on_after(TAKE_DOWN_TIMEOUT) as limit:
             limit.shield = True
             try:

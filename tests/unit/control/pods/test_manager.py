@@ -322,3 +322,29 @@ def test_notes_of_another_release_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="notes of the earlier control half"):
         recall(served)
+
+
+async def test_an_end_that_was_not_wanted_leaves_the_pods_to_the_next_control_half(netns: Netns) -> None:
+    world = World()
+    world.pods = PodManager(world._send, world, on_gone=lambda pod: world.gone.append(pod.uid), leaves=lambda: True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.pods.run)
+        world.pods.replace(Origin.FILE, [spec(netns)])
+        await world.until_up("a")
+        nursery.cancel_scope.cancel()
+    assert world.story == BRINGING_UP
+    assert not world.gone
+    os.close(world.fd)
+
+
+async def test_but_a_pod_that_is_not_wanted_goes_as_ever(netns: Netns) -> None:
+    world = World()
+    world.pods = PodManager(world._send, world, on_gone=lambda pod: world.gone.append(pod.uid), leaves=lambda: True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.pods.run)
+        world.pods.replace(Origin.FILE, [spec(netns)])
+        await world.until_up("a")
+        world.pods.replace(Origin.FILE, [])
+        await world.until_gone("a")
+        nursery.cancel_scope.cancel()
+    assert world.story == BRINGING_UP + TAKING_DOWN
