@@ -281,8 +281,9 @@ class PodManager:
                 self._on_gone(entry.spec)
 
     def _is_left(self, entry: _Entry) -> bool:
-        """Whether the pod stays as it is although we end."""
-        return self._leaves() and not entry.scope.cancel_called and not entry.vanished.is_set()
+        """Whether the pod stays as it is, because we end and it should not."""
+        ending = trio.current_effective_deadline() == -math.inf and not entry.scope.cancel_called
+        return ending and self._leaves()
 
     async def _repeat(self, entry: _Entry) -> None:
         """One life of the namespace after the other, as long as somebody wants the pod."""

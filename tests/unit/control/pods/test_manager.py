@@ -348,3 +348,15 @@ async def test_but_a_pod_that_is_not_wanted_goes_as_ever(netns: Netns) -> None:
         await world.until_gone("a")
         nursery.cancel_scope.cancel()
     assert world.story == BRINGING_UP + TAKING_DOWN
+
+
+async def test_and_an_enrolment_that_fails_is_undone_as_ever(netns: Netns) -> None:
+    world = World()
+    world.pods = PodManager(world._send, world, leaves=lambda: True)
+    world.failing["prove"] = 1
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.pods.run)
+        with pytest.raises(PlatformError, match="nothing arrived"):
+            await world.pods.enroll(spec(netns))
+        nursery.cancel_scope.cancel()
+    assert world.story == BRINGING_UP + TAKING_DOWN
