@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ztunnel.core.decide import inbound, rbac
+from ztunnel.core.decide import inbound
 from ztunnel.core.errors import PeerError, ZtunnelError
 from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
@@ -220,7 +220,7 @@ class Peer:
             ),
             decision.why,
         )
-        verdict = rbac.evaluate(*kit.store.compiled_for(own), authorized)
+        verdict = kit.authorizer.check(own, authorized)
         if not verdict.allowed:
             self._refuse(
                 stream, carried, Refusal("DENY", 401, f"connection closed due to policy rejection: {verdict.why}")

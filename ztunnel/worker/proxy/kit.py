@@ -5,6 +5,7 @@ Roles take from it what they need and keep no state of their own beside their co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from random import Random
 
@@ -14,6 +15,7 @@ from ztunnel.worker.engine.keepalive import Keepalive
 from ztunnel.worker.engine.loop import Deadlines, Loop
 from ztunnel.worker.engine.relay import Pipes
 from ztunnel.worker.engine.tcp import Dialler, SocketOptions
+from ztunnel.worker.proxy.authorize import Authorizer
 from ztunnel.worker.proxy.certificates import Certificates
 from ztunnel.worker.proxy.connections import Connections
 from ztunnel.worker.proxy.joins import Joins
@@ -45,6 +47,7 @@ class Kit:
         self.connections = connections
         self.spawn = spawn
         self.random = random
+        self.authorizer = Authorizer(store, logging.INFO if settings.authz_policy_info_logging else logging.DEBUG)
         self.pipes = Pipes()
         self.joins = Joins(enabled=settings.same_node_join)
         self.dialler = Dialler(loop, settings.connect_timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ztunnel.core.decide import inbound, rbac
+from ztunnel.core.decide import inbound
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.address import from_sockaddr
 from ztunnel.core.model.connection import Connection, Direction, Refusal
@@ -73,7 +73,7 @@ class Passthrough:
             ),
             delivery.why,
         )
-        verdict = rbac.evaluate(*kit.store.compiled_for(own), carried.authorized)
+        verdict = kit.authorizer.check(own, carried.authorized)
         if not verdict.allowed:
             carried.refuse(Refusal("DENY", 401, f"connection closed due to policy rejection: {verdict.why}"))
             return

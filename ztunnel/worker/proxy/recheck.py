@@ -6,7 +6,6 @@ slices, so that thousands of open connections do not delay the bytes of any.
 
 from __future__ import annotations
 
-from ztunnel.core.decide import rbac
 from ztunnel.link.messages import StateSlice
 from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.kit import Kit
@@ -41,6 +40,6 @@ class Recheck:
         workload = carried.pod.workload()
         if carried.ended_already or carried.authorized is None or workload is None:
             return
-        verdict = rbac.evaluate(*self._kit.store.compiled_for(workload), carried.authorized)
+        verdict = self._kit.authorizer.look(workload, carried.authorized)
         if not verdict.allowed:
             carried.abort(f"connection closed due to policy change: {verdict.why}", "DENY")
