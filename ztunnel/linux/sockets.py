@@ -16,6 +16,7 @@ from pathlib import Path
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.linux.constants import (
+    IP_BIND_ADDRESS_NO_PORT,
     IP_FREEBIND,
     IP_TRANSPARENT,
     IPV6_FREEBIND,
@@ -83,6 +84,17 @@ def set_transparent(sock: socket.socket) -> None:
             "may not make a socket transparent (IP_TRANSPARENT)",
             hint="grant CAP_NET_ADMIN, or set ENABLE_ORIG_SRC=false",
         ) from None
+
+
+def bind_source(sock: socket.socket, ip: str) -> None:
+    """Connect from an address that need not be ours; the port is chosen with the destination in view.
+
+    Without IP_BIND_ADDRESS_NO_PORT (ip(7), Linux 4.2) a source address would have one ephemeral port for each
+    connection, wherever it goes. Raises PlatformError without CAP_NET_ADMIN, OSError when the address cannot be had.
+    """
+    set_transparent(sock)
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((ip, 0))
 
 
 def new_tcp_socket(family: int, netns: int | None = None, mark: int | None = None) -> socket.socket:

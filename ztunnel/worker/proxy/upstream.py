@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.linux.sockets import new_tcp_socket, set_transparent
+from ztunnel.linux.sockets import bind_source, new_tcp_socket
 from ztunnel.worker.proxy.kit import Kit
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def _socket(kit: Kit, pod: Pod, target: Address) -> socket.socket:
 def _bind_source(sock: socket.socket, ip: str) -> None:
     """Connect from an address that is not ours; where that fails, go on from our own."""
     try:
-        set_transparent(sock)
-        sock.bind((ip, 0))
+        bind_source(sock, ip)
     except (OSError, PlatformError) as error:
         log.warning("cannot connect from %s: %s", ip, error)
