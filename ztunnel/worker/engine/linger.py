@@ -29,14 +29,15 @@ class Lingering:
         return len(self._sockets)
 
     def add(self, sock: socket.socket) -> None:
-        """Send FIN and own the socket, which is in the loop already."""
+        """Send FIN and own the socket, whether it is in the loop or not."""
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._loop.close(sock)
             return
         self._sockets.add(sock)
-        self._loop.handle(sock.fileno(), select.EPOLLIN, partial(self._discard, sock))
+        self._loop.remove(sock.fileno())
+        self._loop.add(sock.fileno(), select.EPOLLIN, partial(self._discard, sock))
         self._loop.call_later(SECONDS, partial(self._close, sock))
 
     def _discard(self, sock: socket.socket, _event: int) -> None:

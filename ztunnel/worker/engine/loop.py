@@ -132,7 +132,7 @@ class Loop:
     def _woken(self, _event: int) -> None:
         os.eventfd_read(self._waker)
         for _ in range(len(self._from_threads)):
-            self._from_threads.popleft()()
+            self._guard(self._from_threads.popleft())
 
     # ---- time ----
 
@@ -193,7 +193,7 @@ class Loop:
             for sock in closing:
                 sock.close()
 
-    def _guard(self, call: Callable[[], None]) -> None:
+    def _guard(self, call: Callable[[], object]) -> None:
         try:
             call()
         except Exception:

@@ -66,6 +66,7 @@ class Stream:
         "_read_done",
         "_receive_window",
         "_sock",
+        "_unheard",
         "_write_done",
         "answered",
         "id",
@@ -96,6 +97,8 @@ class Stream:
         self._queue: deque[bytearray | memoryview] | None = None
         self._read_done = False
         self._write_done = False
+        self._unheard = False
+        """The peer listens no more, but the application may still be speaking."""
         self._ending: Ending | None = None
         self._joined: Joined | None = None
 
@@ -210,7 +213,7 @@ class Stream:
         if self.window < limit:
             limit = self.window
         if limit <= 0 or tunnel.blocked:
-            if not tunnel.blocked and self._ended_without_more():
+            if not tunnel.blocked and not self._has_bytes():
                 return
             self._watch(self._events & ~IN)
             tunnel.paused[self.id] = self
@@ -274,18 +277,18 @@ class Stream:
         if size >= CORK_BELOW:
             tunnel.flush()
 
-    def _ended_without_more(self) -> bool:
-        """No window is needed to say that the application has finished, or that it is gone."""
+    def _has_bytes(self) -> bool:
+        """Whether there is something that needs a window; the application's end and its reset need none."""
         try:
             if self._sock.recv(1, socket.MSG_PEEK):
-                return False
+                return True
         except BlockingIOError:
             return False
         except OSError:
             self._on_error()
-            return True
+            return False
         self._end_of_file()
-        return True
+        return False
 
     def _end_of_file(self) -> None:
         self._read_done = True
@@ -400,7 +403,7 @@ class Stream:
     def reset_received(self, code: int) -> None:
         """RST_STREAM: a reset travels on, except that a peer which is done may stop listening (RFC 9113 8.1)."""
         if code == frames.NO_ERROR and self._write_done and self.answered:
-            self._read_done = True
+            self._read_done = self._unheard = True
             self.tunnel.paused.pop(self.id, None)
             if self._queue is None:
                 self._finish(FINISHED)
@@ -445,9 +448,12 @@ class Stream:
         self._queue = None
         self._events = 0
         if sock is not None:
-            if not ending.ok:
-                abort_on_close(sock)
-            tunnel.loop.close(sock)
+            if ending.ok and self._unheard:
+                tunnel.loop.lingering.add(sock)
+            else:
+                if not ending.ok:
+                    abort_on_close(sock)
+                tunnel.loop.close(sock)
         joined, self._joined = self._joined, None
         if joined is not None:
             joined.leash_ended(ending)

@@ -505,6 +505,16 @@ def test_a_half_close_needs_no_window() -> None:
         assert [(f.flags, f.body) for f in raw.frames(frames.DATA)] == [(frames.END_STREAM, b"")]
 
 
+def test_a_half_close_needs_no_window_also_when_the_application_was_silent_at_first() -> None:
+    with Raw(client=True) as raw:
+        raw.greet(setting(INITIAL_WINDOW, 0))
+        app, _, _ = raw.open()
+        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.RESPONSE_200))
+        app.shutdown(socket.SHUT_WR)
+        raw.turn()
+        assert [(f.flags, f.body) for f in raw.frames(frames.DATA)] == [(frames.END_STREAM, b"")]
+
+
 # ---- floods ----
 
 

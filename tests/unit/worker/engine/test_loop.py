@@ -170,6 +170,19 @@ def test_a_bug_in_a_timer_leaves_the_others_alone(loop: Loop, caplog: pytest.Log
     assert "division" in caplog.text
 
 
+def test_a_bug_in_what_another_thread_asks_for_does_not_make_the_loop_deaf(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[int] = []
+    loop.call_threadsafe(lambda: 1 // 0)
+    loop.call_threadsafe(lambda: called.append(1))
+    loop.turn(0)
+    loop.call_threadsafe(lambda: called.append(2))
+    assert loop.turn(0) == 1
+    assert called == [1, 2]
+    assert "division" in caplog.text
+
+
 def test_nothing_is_written_to_a_closed_waker() -> None:
     """Its number may belong to somebody else by then."""
     loop = Loop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from engine_pair import Conversation, Raw, fill, read_now, tcp_pair
+from engine_pair import CONNECT, Conversation, Raw, fill, read_now, tcp_pair
 
 from ztunnel.core.wire import frames
 from ztunnel.worker.engine.h2 import Settings
@@ -104,6 +104,28 @@ def test_a_complete_answer_survives_a_reset_without_error() -> None:
         got += read_now(app)
         assert len(got) == len(body)
         assert conversation.ending.ok
+
+
+def test_an_application_that_still_speaks_gets_the_whole_answer_too() -> None:
+    """Closing a socket with unread bytes would reset it, and the end of the answer would be lost."""
+    with Raw(client=True) as raw:
+        raw.greet(b"\0\4\0\0\0\0")
+        app, near = tcp_pair()
+        conversation = Conversation()
+        raw.tunnel.open_stream(CONNECT, conversation).attach(near)
+        app.send(bytes(1000))
+        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.RESPONSE_200))
+        raw.send(data(1, b"enough", END) + reset(1, frames.NO_ERROR))
+        assert conversation.ending is not None
+        assert conversation.ending.ok
+        app.send(bytes(1000))
+        raw.turn()
+        assert app.recv(100) == b"enough"
+        assert app.recv(100) == b""
+        app.send(b"one more")
+        app.close()
+        raw.turn()
+        assert len(raw.loop.lingering) == 0
 
 
 @pytest.mark.parametrize("code", [frames.CANCEL, frames.INTERNAL_ERROR, frames.NO_ERROR])
