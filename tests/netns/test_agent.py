@@ -304,3 +304,10 @@ def namespaces_held(agent: Agent) -> set[tuple[int, int]]:
                 status = fd.stat()
                 found.add((status.st_dev, status.st_ino))
     return found
+
+
+def test_a_congestion_control_that_is_not_there_is_named(world: World) -> None:
+    agent = world.dedicated(world.client, TCP_CONGESTION="carrier-pigeon")
+    wait_until(lambda: "tcp_available_congestion_control" in agent.log(), agent.log)
+    assert "cannot use congestion control 'carrier-pigeon'" in agent.log()
+    agent.stop()

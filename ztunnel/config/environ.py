@@ -159,6 +159,12 @@ GROUPS = (
             V("KEEPALIVE_INTERVAL", forms.LIMIT, "Time between probes."),
             V("KEEPALIVE_RETRIES", forms.integer(1, 127), "Probes without answer that end a connection."),
             V("USER_TIMEOUT_ENABLED", forms.BOOLEAN, "TCP_USER_TIMEOUT of time + retries x interval."),
+            V(
+                "TCP_CONGESTION",
+                forms.TEXT,
+                "Congestion control of our sockets; empty: the host's choice.",
+            ),
+            V("TCP_NOTSENT_LOWAT", forms.size(0, MAX_WINDOW), "Unsent bytes at which a socket is full; 0: the host's."),
         ),
     ),
     Group(

@@ -20,9 +20,6 @@ ACCEPT_PAUSE = 0.1
 """Seconds without accepting when descriptors or memory have run out."""
 NOTSENT_LOWAT = 25
 """TCP_NOTSENT_LOWAT (linux/tcp.h)."""
-NOTSENT_BYTES = 128 * 1024
-"""Unsent bytes in the kernel at which a socket stops being writable: keeps queues short and batches large."""
-
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 log = logging.getLogger("ztunnel.worker.engine.tcp")
@@ -36,11 +33,18 @@ class SocketOptions(NamedTuple):
     keepalive_interval: int = 180
     keepalive_retries: int = 9
     user_timeout: int = 0
+    congestion: str = ""
+    """Name of the congestion control; empty leaves the host's choice."""
+    notsent_lowat: int = 128 * 1024
+    """Unsent bytes in the kernel at which a socket stops being writable; 0 leaves the host's choice."""
 
     def apply(self, sock: socket.socket) -> None:
-        """TCP_NODELAY always; keepalive as configured, on accepted and dialled sockets alike."""
+        """TCP_NODELAY always, the rest as configured. Raises OSError for a congestion control that is not there."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, NOTSENT_BYTES)
+        if self.notsent_lowat:
+            sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, self.notsent_lowat)
+        if self.congestion:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self.congestion.encode())
         if self.keepalive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive_time)

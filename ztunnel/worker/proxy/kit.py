@@ -58,6 +58,8 @@ class Kit:
             keepalive_interval=max(1, round(settings.keepalive_interval)),
             keepalive_retries=settings.keepalive_retries,
             user_timeout=round((settings.user_timeout or 0) * 1000),
+            congestion=settings.tcp_congestion,
+            notsent_lowat=settings.tcp_notsent_lowat,
         )
         self.tunnel_settings = h2.Settings(
             stream_window=settings.http2_stream_window_size,

@@ -210,7 +210,14 @@ def bind(kit: Kit, port: int, netns: int | None, mark: int | None, capture: Capt
         backlog=LISTEN_BACKLOG,
         ipv6=settings.ipv6_enabled,
     )
-    kit.socket_options.apply(sock)  # accepted sockets inherit them, which saves six calls per connection
+    try:
+        kit.socket_options.apply(sock)  # accepted sockets inherit them, which saves six calls per connection
+    except OSError as error:
+        sock.close()
+        raise PlatformError(
+            f"cannot use congestion control {settings.tcp_congestion!r} (TCP_CONGESTION): {error.strerror}",
+            hint="`sysctl net.ipv4.tcp_available_congestion_control` lists what this kernel has loaded",
+        ) from error
     return sock
 
 

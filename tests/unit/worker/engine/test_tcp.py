@@ -218,14 +218,23 @@ def test_a_connect_that_takes_time_is_answered_when_it_is_through(loop: Loop) ->
 
 def test_options_are_applied(listening: socket.socket) -> None:
     with socket.socket() as sock:
-        SocketOptions(True, 11, 12, 13, 14_000).apply(sock)
+        SocketOptions(True, 11, 12, 13, 14_000, "reno", 65_536).apply(sock)
         read = lambda option: sock.getsockopt(socket.IPPROTO_TCP, option)  # noqa: E731
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert read(socket.TCP_NODELAY) == 1
         values = [read(option) for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)]
         assert values == [11, 12, 13]
         assert read(socket.TCP_USER_TIMEOUT) == 14_000
-        assert read(tcp.NOTSENT_LOWAT) == tcp.NOTSENT_BYTES
+        assert read(tcp.NOTSENT_LOWAT) == 65_536
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
+
+
+def test_the_hosts_choice_is_left_alone_unless_told_otherwise() -> None:
+    with socket.socket() as sock, socket.socket() as plain:
+        SocketOptions(notsent_lowat=0).apply(sock)
+        for option in (tcp.NOTSENT_LOWAT, socket.TCP_CONGESTION):
+            size = (socket.IPPROTO_TCP, option, 16)
+            assert sock.getsockopt(*size) == plain.getsockopt(*size)
 
 
 def test_keepalive_can_be_off() -> None:
