@@ -5,7 +5,8 @@
 
 A used namespace keeps TIME_WAIT sockets and conntrack entries that slow later connects by up to ten times, so none
 is used twice. This module owns namespaces, routes, rules and the processes in them, and takes all of it away on exit;
-it knows nothing of the agents and of what is measured. Processes die with the bench even if it is killed.
+it knows nothing of the agents and of what is measured. Processes die with the bench even if it is killed. Agents that
+install the rules themselves live in namespaces of their own (`add`), which are the nodes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
-
-Side = Literal["c", "s"]
 
 CLIENT_IP = "10.77.0.1"
 SERVER_IP = "10.77.0.2"
@@ -53,29 +52,52 @@ def run(*command: str, limit: float = COMMAND_LIMIT) -> str:
     return done.stdout
 
 
+def pause(seconds: float) -> None:
+    """Waits; nothing else runs in this process."""
+    threading.Event().wait(seconds)
+
+
 class Lab:
-    """Two namespaces joined by a veth, with one congestion control for all and the client's connections captured."""
+    """Two namespaces, `c` and `s`, joined by a veth, with one congestion control for all."""
 
     def __init__(self, directory: Path, congestion: str) -> None:
         self.directory = directory
         self.congestion = congestion
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._sides: list[str] = []
 
-    def namespace(self, side: Side) -> str:
+    def namespace(self, side: str) -> str:
+        """The name that `ip netns` knows."""
         return f"{PREFIX}-{os.getpid()}-{side}"
 
-    def _inside(self, side: Side, *command: str) -> list[str]:
+    def add(self, side: str) -> None:
+        """One more namespace, with nothing but loopback."""
+        run("ip", "netns", "add", self.namespace(side))
+        self._sides.append(side)
+        run("ip", "-n", self.namespace(side), "link", "set", "lo", "up")
+
+    def add_still(self, side: str, address: str) -> None:
+        """One more namespace, with an address and a route but nobody to talk to."""
+        self.add(side)
+        ip = ("ip", "-n", self.namespace(side))
+        run(*ip, "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+        run(*ip, "addr", "add", f"{address}/32", "dev", "veth0")
+        for end in ("veth0", "veth1"):
+            run(*ip, "link", "set", end, "up")
+        run(*ip, "route", "add", "default", "dev", "veth0")
+
+    def _inside(self, side: str, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self.namespace(side), *command]
 
-    def run(self, side: Side, *command: str, limit: float = COMMAND_LIMIT) -> str:
+    def run(self, side: str, *command: str, limit: float = COMMAND_LIMIT) -> str:
         return run(*self._inside(side, *command), limit=limit)
 
-    def spawn(self, side: Side, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+    def spawn(self, side: str, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
         """Starts a process whose output goes to `name`.log; returns its pid."""
         return self.popen(side, name, command, env).pid
 
     def popen(
-        self, side: Side, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, *, talk: bool = False
+        self, side: str, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, *, talk: bool = False
     ) -> subprocess.Popen[bytes]:
         """Like `spawn`, and with `talk` its standard input and output are pipes."""
         pipe = subprocess.PIPE if talk else None
@@ -91,13 +113,20 @@ class Lab:
         self._processes.append(process)
         return process
 
+    def end(self, pid: int) -> None:
+        """Kills one process group before the lab ends, and waits until it is gone."""
+        process = next(p for p in self._processes if p.pid == pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
     def log_end(self, name: str) -> str:
         return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-15:])
 
-    def wait_listening(self, side: Side, port: int, pid: int, name: str) -> None:
+    def wait_listening(self, side: str, port: int, pid: int, name: str) -> None:
         """Returns when `port` is listened on; BenchError when process `pid` ends before or READY_LIMIT passes."""
         process = next(p for p in self._processes if p.pid == pid)
 
@@ -108,7 +137,7 @@ class Lab:
 
         self._wait(listening, f"{name} does not listen on {port}", name)
 
-    def wait_answering(self, side: Side, url: str, name: str) -> None:
+    def wait_answering(self, side: str, url: str, name: str) -> None:
         """Returns when `url` answers with success inside the namespace; BenchError after READY_LIMIT."""
 
         def answering() -> bool:
@@ -122,28 +151,34 @@ class Lab:
         while not done():
             if time.monotonic() > deadline:
                 raise BenchError(f"{failure} within {READY_LIMIT:g} s; its log ends:\n{self.log_end(name)}")
-            subprocess.run(["sleep", "0.02"], check=False)  # nothing else runs in this process
+            pause(0.02)
 
     def congestion_seen(self) -> set[str]:
         """The congestion controls of the open tunnels, as the kernel reports them for the client side's sockets."""
         report = self.run("c", "ss", "-Htin", "dport", "=", f":{HBONE_PORT}")
         return set(re.findall(r"\b(\w+) wscale:", report))  # it stands before the window scale in ss -i
 
+    def established(self, side: str, port: int) -> int:
+        """How many connections from this namespace to `port` elsewhere are open."""
+        return len(self.run(side, "ss", "-Htn", "state", "established", "dport", "=", f":{port}").splitlines())
+
     def set_up(self) -> None:
         c, s = self.namespace("c"), self.namespace("s")
-        for name in (c, s):
-            run("ip", "netns", "add", name)
+        self.add("c")
+        self.add("s")
         run(
             "ip", "link", "add", "veth0", "mtu", "1500", "netns", c, "type", "veth", "peer", "name", "veth0", "netns", s
         )
         for side, address in (("c", CLIENT_IP), ("s", SERVER_IP)):
             ip = ("ip", "-n", c if side == "c" else s)
             run(*ip, "addr", "add", f"{address}/24", "dev", "veth0")
-            run(*ip, "link", "set", "lo", "up")
             run(*ip, "link", "set", "veth0", "up")
             run(*ip, "route", "change", "10.77.0.0/24", "dev", "veth0", "src", address, "congctl", self.congestion)
             local = ("table", "local", "local", address, "dev", "lo", "src", address)
             run(*ip, "route", "change", *local, "proto", "kernel", "scope", "host", "congctl", self.congestion)
+
+    def capture(self) -> None:
+        """Redirects the client's connections to an agent that leaves this to others."""
         rule = ("-A", "OUTPUT", "-p", "tcp", "-d", SERVER_IP, "--dport", str(SERVER_PORT))
         mark = ("-m", "mark", "!", "--mark", AGENT_MARK)
         self.run("c", "iptables", "-t", "nat", *rule, *mark, "-j", "REDIRECT", "--to-ports", str(OUTBOUND_PORT))
@@ -157,7 +192,7 @@ class Lab:
             for stream in (process.stdin, process.stdout):
                 if stream:
                     stream.close()
-        for side in ("c", "s"):
+        for side in self._sides:
             subprocess.run(["ip", "netns", "del", self.namespace(side)], stderr=subprocess.DEVNULL, check=False)
 
 
@@ -176,6 +211,6 @@ def fresh(congestion: str) -> Iterator[Lab]:
 
 def sweep() -> None:
     """Removes namespaces of benches that were killed before they could."""
-    for name in re.findall(rf"^({PREFIX}-(?:\d+)-[cs])\b", run("ip", "netns", "list"), re.M):
+    for name in re.findall(rf"^({PREFIX}-(?:\d+)-\w+)\b", run("ip", "netns", "list"), re.M):
         if not Path(f"/proc/{name.split('-')[1]}").exists():
             run("ip", "netns", "del", name)

@@ -11,7 +11,7 @@
  * Modes, each with CLIENTS threads and one connection a thread unless told otherwise:
  *   up, down  bulk towards, from the server
  *   pp        ping-pong of SIZE bytes (64), as fast as answers come; the first 50 round trips are warm-up
- *   pq        paced ping-pong, one a millisecond; time counts from when a message was due, so stalls show
+ *   pq        paced ping-pong, one a millisecond; time counts from when a message was due, so stalls show; SIGTERM ends it
  *   cps       connect, one byte there and back, close; again and again, at least once
  *   idle      CLIENTS connections from one thread, opened and then left alone until a line arrives on stdin
  *
@@ -144,6 +144,7 @@ static int serve(int port) {
 
 static struct sockaddr_in target;
 static double seconds;
+static volatile sig_atomic_t finished;
 static int size = 64;
 
 struct client {
@@ -220,6 +221,11 @@ static void *down(void *arg) {
     return NULL;
 }
 
+static void finish(int number) {
+    (void)number;
+    finished = 1;
+}
+
 static int round_trip(int fd, char *data) {
     if (send(fd, data, size, MSG_NOSIGNAL) != size) return 0;
     return recv(fd, data, size, MSG_WAITALL) == size;
@@ -229,13 +235,14 @@ static void ping_pong(struct client *c, double interval) {
     char *data = calloc(1, size);
     int fd = dial_as('E');
     double start = now(), due = start;
-    for (uint64_t k = 0; now() - start < seconds; k++) {
+    for (uint64_t k = 0; !finished && now() - start < seconds; k++) {
         double from = now();
         if (interval > 0) {
             due += interval;
             if (due > from) {
                 struct timespec pause = {0, (long)((due - from) * 1e9)};
                 nanosleep(&pause, NULL);
+                if (finished) break;
             }
             from = due;
         }
@@ -303,10 +310,10 @@ static void report(const struct client *clients, int n) {
         for (uint64_t k = 0; k < clients[i].samples; k++) record(&all, clients[i].latency[k]);
     }
     qsort(all.latency, all.samples, sizeof *all.latency, ascending);
-    printf("{\"bytes\":%llu,\"elapsed\":%.6f,\"failures\":%llu,\"samples\":%llu,\"p50_us\":%.1f,\"p99_us\":%.1f,\"max_us\":%.1f}\n",
+    printf("{\"bytes\":%llu,\"elapsed\":%.6f,\"failures\":%llu,\"samples\":%llu,\"p50_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,\"max_us\":%.1f}\n",
            (unsigned long long)all.bytes, all.elapsed, (unsigned long long)all.failures, (unsigned long long)all.samples,
            quantile_us(all.latency, all.samples, 0.5), quantile_us(all.latency, all.samples, 0.99),
-           quantile_us(all.latency, all.samples, 1));
+           quantile_us(all.latency, all.samples, 0.999), quantile_us(all.latency, all.samples, 1));
 }
 
 static void *(*mode_named(const char *name))(void *) {
@@ -334,6 +341,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "idle")) return idle(n);
     void *(*mode)(void *) = mode_named(argv[1]);
     if (!mode) return 2;
+    if (mode == paced_ping_pong) signal(SIGTERM, finish);
     struct client *clients = calloc(n, sizeof *clients);
     for (int i = 0; i < n; i++) pthread_create(&clients[i].thread, NULL, mode, &clients[i]);
     for (int i = 0; i < n; i++) pthread_join(clients[i].thread, NULL);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -13,6 +15,10 @@ SOURCE = Path(__file__).with_name("lg.c")
 BUILD_LIMIT = 60.0
 GRACE = 20.0
 """Seconds a client may take beyond its measured time."""
+STREAM_LIMIT = 900.0
+"""Seconds after which a paced stream ends by itself."""
+
+T = TypeVar("T")
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -24,6 +30,7 @@ class Load(msgspec.Struct, frozen=True):
     samples: int
     p50_us: float
     p99_us: float
+    p999_us: float
     max_us: float
 
 
@@ -43,10 +50,15 @@ class Generator:
     def load(self, lab: Lab, mode: str, clients: int, seconds: float) -> Load:
         """Runs one mode to its end; BenchError if any byte or connection was lost."""
         output = lab.run("c", *self._command(mode, clients, seconds), limit=seconds + GRACE)
-        load = msgspec.json.decode(output, type=Load)
-        if load.failures:
-            raise BenchError(f"{mode}: {load.failures} of {load.samples or clients} failed\n{agent_logs(lab)}")
-        return load
+        return _whole(lab, mode, clients, output)
+
+    def paced(self, lab: Lab, during: Callable[[], T]) -> tuple[Load, T]:
+        """One paced message stream for as long as `during` takes, and its result; BenchError if a byte was lost."""
+        process = lab.popen("c", "paced", self._command("pq", 1, STREAM_LIMIT), talk=True)
+        result = during()
+        process.terminate()
+        output, _ = process.communicate(timeout=GRACE)
+        return _whole(lab, "pq", 1, output), result
 
     def open_idle(self, lab: Lab, count: int) -> None:
         """Opens `count` connections that stay open until the lab ends; BenchError if one cannot be opened."""
@@ -58,6 +70,16 @@ class Generator:
 
     def _command(self, mode: str, clients: int, seconds: float) -> tuple[str, ...]:
         return (str(self._program), mode, SERVER_IP, str(SERVER_PORT), str(clients), f"{seconds:g}")
+
+
+def _whole(lab: Lab, mode: str, clients: int, output: str | bytes) -> Load:
+    try:
+        load = msgspec.json.decode(output, type=Load)
+    except msgspec.MsgspecError as error:
+        raise BenchError(f"{mode}: the generator gave no result ({error})\n{agent_logs(lab)}") from error
+    if load.failures:
+        raise BenchError(f"{mode}: {load.failures} of {load.samples or clients} failed\n{agent_logs(lab)}")
+    return load
 
 
 def agent_logs(lab: Lab) -> str:

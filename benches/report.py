@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,10 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benches.lines import LINES, TARGETS, UNITS
-from benches.stats import Summary, ratio, summarize
+from benches.profiles import METRICS, PEERS, PROFILES, Profile
+from benches.stats import BETTER_PEER, ITSELF, Goal, Ratio, Summary, ratio, ratio_to_better, summarize
 
-REFERENCE = "envoy"
+STYLES = {True: "green", False: "red", None: ""}
+Values = Mapping[str, Sequence[float]]
+"""Samples by design."""
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -29,47 +31,76 @@ class Sample(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """Everything a bench found out; `failures` are measurements that gave no number."""
 
+    profile: str
     facts: dict[str, str]
     designs: dict[str, str]
     samples: list[Sample]
     failures: list[str]
 
 
+class Verdict(msgspec.Struct, frozen=True):
+    """One goal and what it bounds; without what it is measured against both are None."""
+
+    design: str
+    goal: str
+    value: float | None
+    met: bool | None
+
+
 class Row(msgspec.Struct, frozen=True):
-    """One line of the table: a metric's summary per design, and our ratio to the reference."""
+    """One line of the table: a metric's summary per design, our designs' ratios to the better peer, and the goals."""
 
     line: str
     title: str
     metric: str
     unit: str
     summaries: dict[str, Summary]
-    ratio: float | None
-    target: str
-    met: bool | None
+    ratios: dict[str, Ratio]
+    verdicts: list[Verdict]
 
 
 def rows(report: Report) -> Iterator[Row]:
-    """The table's rows in the order of the lines; a design without samples is absent from its row."""
+    """The table's rows in the order of the profile's lines; a design without samples is absent from its row."""
+    profile = PROFILES[report.profile]
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for sample in report.samples:
         values.setdefault((sample.line, sample.metric), {}).setdefault(sample.design, []).append(sample.value)
-    for line in LINES:
-        for metric, unit in UNITS.items():
-            found = values.get((line.name, metric))
+    for line in profile.lines:
+        for name, metric in METRICS.items():
+            found = values.get((line.name, name))
             if found is None:
                 continue
-            share = ratio(found.get("ours", ()), found.get(REFERENCE, ()))
-            target = TARGETS.get((line.name, metric))
+            peers = {peer: found[peer] for peer in PEERS if metric.compared and peer in found}
+            ratios = {
+                design: share
+                for design, ours in found.items()
+                if design not in PEERS and (share := ratio_to_better(ours, peers, more=metric.more)) is not None
+            }
             yield Row(
                 line=line.name,
                 title=line.title,
-                metric=metric,
-                unit=unit,
+                metric=name,
+                unit=metric.unit,
                 summaries={design: summarize(samples) for design, samples in found.items()},
-                ratio=share,
-                target=str(target) if target else "",
-                met=target.met(share) if target and share is not None else None,
+                ratios=ratios,
+                verdicts=[
+                    verdict(goal, design, found, ratios)
+                    for design in profile.judged
+                    if design in found
+                    for goal in profile.goals.get((line.name, name), ())
+                ],
             )
+
+
+def verdict(goal: Goal, design: str, found: Values, ratios: Mapping[str, Ratio]) -> Verdict:
+    value: float | None
+    if goal.against == ITSELF:
+        value = summarize(found[design]).median
+    elif goal.against == BETTER_PEER:
+        value = ratios[design].value if design in ratios else None
+    else:
+        value = ratio(found[design], found.get(goal.against, ()))
+    return Verdict(design, str(goal), value, None if value is None else goal.met(value))
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -79,28 +110,66 @@ def write_json(report: Report, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
 
 
+def read_json(path: Path) -> Report:
+    """What `write_json` kept; the rows are made anew. Raises OSError and ValueError."""
+
+    class Document(msgspec.Struct):
+        report: Report
+
+    return msgspec.json.decode(path.read_bytes(), type=Document).report
+
+
 def show(report: Report, designs: Sequence[str], console: Console) -> None:
     """Prints facts, the table and what failed."""
+    profile = PROFILES[report.profile]
+    console.print(f"profile {profile.name}: {profile.title}", highlight=False)
     for name, fact in report.facts.items():
         console.print(f"{name}: {fact}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("line")
-    table.add_column("unit")
+    console.print(table(report, profile, designs))
+    for note in profile.notes:
+        console.print(note, highlight=False)
+    for failure in report.failures:
+        console.print(f"no number: {failure}", style="red", markup=False, highlight=False)
+
+
+def table(report: Report, profile: Profile, designs: Sequence[str]) -> Table:
+    made = Table(box=box.SIMPLE_HEAD)
+    made.add_column("line", no_wrap=True)
+    made.add_column("unit", no_wrap=True)
     for design in designs:
-        table.add_column(f"{design} {report.designs[design]}", justify="right")
-    table.add_column(f"ours / {REFERENCE}", justify="right")
-    table.add_column("target", justify="right")
+        made.add_column(f"{design} {report.designs[design]}", justify="right")
+    made.add_column("ours / better peer", no_wrap=True)
+    made.add_column("goal", no_wrap=True)
     previous = ""
     for row in rows(report):
         cells = [spread(row.summaries.get(design)) for design in designs]
-        share = "" if row.ratio is None else f"{row.ratio:.2f}"
-        style = {True: "green", False: "red", None: ""}[row.met]
-        title = row.title if row.line != previous else ""
-        table.add_row(title, row.unit, *cells, f"[{style}]{share}[/]" if style else share, row.target)
+        shares = [named(design, share(found), profile) for design, found in row.ratios.items()]
+        judged = [named(found.design, coloured(found), profile) for found in row.verdicts]
+        made.add_row(row.title if row.line != previous else "", row.unit, *cells, "\n".join(shares), "\n".join(judged))
         previous = row.line
-    console.print(table)
-    for failure in report.failures:
-        console.print(f"no number: {failure}", style="red", markup=False, highlight=False)
+    return made
+
+
+def named(design: str, text: str, profile: Profile) -> str:
+    """`text` with the design before it, where more than one of them is ours."""
+    several = sum(name not in PEERS for name in profile.designs) > 1
+    return f"{design.removeprefix('ours-')} {text}" if several else text
+
+
+def share(found: Ratio) -> str:
+    tie = ", tie" if found.tie else ""
+    return f"{found.value:.2f}x {found.peer}{tie}"
+
+
+def coloured(found: Verdict) -> str:
+    style = STYLES[found.met]
+    text = f"{found.goal}: {judgement(found)}"
+    return f"[{style}]{text}[/]" if style else text
+
+
+def judgement(found: Verdict) -> str:
+    """`met`, `missed`, or `open` when there is nothing to measure against."""
+    return {True: "met", False: "missed", None: "open"}[found.met]
 
 
 def spread(summary: Summary | None) -> str:

