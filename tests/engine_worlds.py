@@ -57,7 +57,14 @@ class PeerSide:
 
     def hear(self, data: bytes) -> None:
         """Raises h2's ProtocolError when what was sent to it breaks the protocol."""
-        for event in self.connection.receive_data(data):
+        if data.startswith(frames.PREFACE):
+            self.connection.receive_data(frames.PREFACE)
+            data = data[len(frames.PREFACE) :]
+        for frame in parse_frames(data):  # singly: h2 looks at a changed frame size only between calls
+            self._hear(frames.frame(*frame))
+
+    def _hear(self, frame: bytes) -> None:
+        for event in self.connection.receive_data(frame):
             match event:
                 case h2.events.RequestReceived():
                     self.stream(event.stream_id)
@@ -95,6 +102,9 @@ class EngineWorld:
         self.apps: dict[int, socket.socket] = {}
         self.talks: dict[int, Conversation] = {}
         self.received: dict[int, bytearray] = {}
+        self.unsent: dict[int, int] = {}
+        self.ending: set[int] = set()
+        self.ended: set[int] = set()
 
     def close(self) -> None:
         self.raw.__exit__()
@@ -107,7 +117,7 @@ class EngineWorld:
             self.raw.collect()
             for number, app in self.apps.items():
                 data = self._read(app)
-                moved += len(data)
+                moved += len(data) + self._speak(number, app)
                 self.received.setdefault(number, bytearray()).extend(data)
         # Requests are answered in order, so the n-th application is that of the n-th accepted stream.
         if not self.client:
@@ -121,6 +131,19 @@ class EngineWorld:
         self.heard = len(self.raw.received)
         if said:
             self.peer.hear(said)
+
+    def _speak(self, number: int, app: socket.socket) -> int:
+        """What the application still has to say, as far as its socket takes it; 0 when nothing was."""
+        sent = 0
+        with contextlib.suppress(OSError):
+            if left := self.unsent.get(number, 0):
+                sent = app.send(bytes(left))
+                self.unsent[number] = left - sent
+            if number in self.ending - self.ended and not self.unsent.get(number):
+                app.shutdown(socket.SHUT_WR)
+                self.ended.add(number)
+                sent += 1
+        return sent
 
     @staticmethod
     def _read(app: socket.socket) -> bytes:
@@ -144,12 +167,11 @@ class EngineWorld:
         return stream.id
 
     def app_send(self, number: int, size: int) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.apps[number].send(bytes(size))
+        if number not in self.ending:
+            self.unsent[number] = self.unsent.get(number, 0) + size
 
     def app_end(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            self.apps[number].shutdown(socket.SHUT_WR)
+        self.ending.add(number)
 
     def abort(self, number: int) -> None:
         stream = self.raw.tunnel.streams.get(number)
@@ -218,8 +240,8 @@ class LibraryWorld:
                     # RFC 9113 section 8.1: a peer that has said everything may stop listening without an error.
                     done = app.remote_ended and event.error_code == frames.NO_ERROR
                     app.over = app.over or ("finished" if done else "reset")
-            for each_number, each in self.apps.items():
-                each.pump(self.connection, each_number)
+        for each_number, each in self.apps.items():
+            each.pump(self.connection, each_number)
 
     def _answered(self, number: int, app: Application, status: bytes, ends: bool) -> None:
         if status >= b"300":
@@ -243,7 +265,8 @@ class LibraryWorld:
         app.received += data
         app.uncredited += length
         if app.uncredited >= LIMITS.stream_window // 4:
-            self.connection.increment_flow_control_window(app.uncredited, number)
+            with contextlib.suppress(h2.exceptions.StreamClosedError):  # its last frame was part of the same read
+                self.connection.increment_flow_control_window(app.uncredited, number)
             app.uncredited = 0
 
     def open(self) -> int | None:
