@@ -81,7 +81,7 @@ def measured(verdict: Verdict | None) -> str:
     """A ratio, or the number itself, as its goal is written."""
     if verdict is None or verdict.value is None:
         return "-"
-    return number(verdict.value) + ("x" if "x" in verdict.goal else "")
+    return number(verdict.value) + ("x" if verdict.ratio else "")
 
 
 def conclusion(found: Sequence[Verdict | None]) -> str:

@@ -39,10 +39,11 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """One goal and what it bounds; without what it is measured against both are None."""
+    """One goal and what it bounds, a ratio or the number itself; both are None without a peer to compare with."""
 
     design: str
     goal: str
+    ratio: bool
     value: float | None
     met: bool | None
 
@@ -100,7 +101,7 @@ def verdict(goal: Goal, design: str, found: Values, ratios: Mapping[str, Ratio])
         value = ratios[design].value if design in ratios else None
     else:
         value = ratio(found[design], found.get(goal.against, ()))
-    return Verdict(design, str(goal), value, None if value is None else goal.met(value))
+    return Verdict(design, str(goal), goal.against != ITSELF, value, None if value is None else goal.met(value))
 
 
 def write_json(report: Report, path: Path) -> None:
