@@ -10,7 +10,7 @@ Credit. A stream's window is given back when its application has taken the bytes
 sender. The connection's window is given back as bytes arrive, so a slow reader never stops its neighbours: what a
 stream may hold is bounded by its own window.
 
-Failures of the peer raise `_Violation` inside the parser and end in one place: GOAWAY with the RFC's code.
+Failures of the peer raise `Violation`, here or in the parser, and end in one place: GOAWAY with the RFC's code.
 """
 
 from __future__ import annotations
@@ -29,14 +29,10 @@ from ztunnel.core.wire import frames
 from ztunnel.worker.engine.budget import PER_BYTE, PER_CONNECTION, Budget
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.loop import IN, Loop
+from ztunnel.worker.engine.parser import MAX_HEADER_LIST, FrameParser, Headers, Violation
 from ztunnel.worker.engine.stream import Stream, StreamOwner
 from ztunnel.worker.engine.tls import Session
-from ztunnel.worker.engine.transport import Transport
 
-MAX_HEADER_LIST = 64 * 1024
-"""SETTINGS_MAX_HEADER_LIST_SIZE of ztunnel's server; also the limit of an encoded block."""
-MAX_CONTINUATIONS = 32
-MAX_CONTROL_FRAME = 16 * 1024
 SMALL_INCREMENT = 1024
 """WINDOW_UPDATEs below this cost budget, unless they give back what was sent."""
 GOAWAY_GRACE = 1.0
@@ -61,7 +57,7 @@ class TunnelOwner(Protocol):
     def ready(self, tunnel: Tunnel) -> None:
         """TLS and SETTINGS are exchanged: streams may be opened."""
 
-    def requested(self, stream: Stream, headers: list[tuple[bytes, bytes]]) -> None:
+    def requested(self, stream: Stream, headers: Headers) -> None:
         """A peer opened a stream (server role)."""
 
     def changed(self, tunnel: Tunnel) -> None:
@@ -71,19 +67,13 @@ class TunnelOwner(Protocol):
         """Nothing is left of it."""
 
 
-class _Violation(Exception):
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class Tunnel(Transport):
+class Tunnel(FrameParser):
     """Client or server end of a tunnel. `streams` holds the open ones by id."""
 
     def __init__(
         self, loop: Loop, sock: socket.socket, session: Session, owner: TunnelOwner, settings: Settings, *, client: bool
     ) -> None:
-        super().__init__(loop, sock, session)
+        super().__init__(loop, sock, session, client=client, max_frame=settings.frame_size)
         self.client = client
         self.owner = owner
         self.settings = settings
@@ -94,8 +84,6 @@ class Tunnel(Transport):
         self.peer_max_streams = 100
         """Until the peer says otherwise; no limit is announced by default, 100 is what it may at least expect."""
         self.credit_step = settings.stream_window // 4
-        self.settled = False
-        """The peer's SETTINGS have arrived."""
         self.draining = False
         self.received_frames = 0
         """Grows with everything received; keepalive looks at it."""
@@ -110,15 +98,10 @@ class Tunnel(Transport):
         self._connection_window = max(settings.connection_window, frames.DEFAULT_WINDOW)
         self._stream_window = max(settings.stream_window, frames.DEFAULT_WINDOW)
         self._receive_window = self._connection_window
-        self._preface_left = b"" if client else frames.PREFACE
         self._data: Stream | None = None
-        self._data_left = 0
         self._data_end = False
-        self._skip = 0
-        self._block: bytearray | None = None
-        self._block_head = (0, 0)
-        self._block_pieces = 0
-        self._decoder = hpack.Decoder(max_header_list_size=2 * MAX_HEADER_LIST)
+        self._carried = 0
+        """Bytes of DATA for applications since the budget was last looked at."""
         self._table_notice: bytes | None = None
         """What the next header block must say about the dynamic table; empty when it has been said."""
         self._budget = Budget(loop.now)
@@ -292,7 +275,7 @@ class Tunnel(Transport):
         self.ping_sent_at = None
         try:
             return self._parse(end)
-        except _Violation as violation:
+        except Violation as violation:
             self._condemn(violation.code, str(violation))
         except h2.exceptions.ProtocolError as error:
             self._condemn(int(error.error_code or frames.PROTOCOL_ERROR), str(error))
@@ -303,70 +286,26 @@ class Tunnel(Transport):
     def _condemn(self, code: int, text: str) -> None:
         self.close(Ending(f"the peer broke HTTP/2: {text} ({frames.error_name(code)})", "H2_HANDSHAKE_FAILURE"), code)
 
-    def _parse(self, end: int) -> int:
-        scratch = self.scratch
-        plain, view = scratch.plain, scratch.plain_view
-        streams = self.streams
-        at = 0
-        if self._preface_left:
-            at = self._read_preface(view[:end])
-        count = 0
-        while at < end and not self.closed:
-            count += 1
-            left = self._data_left
-            if left:
-                size = end - at if end - at < left else left
-                self._data_left = left - size
-                self._deliver(view[at : at + size])
-                at += size
-                continue
-            if self._skip:
-                size = min(self._skip, end - at)
-                self._skip -= size
-                at += size
-                continue
-            if end - at < frames.HEADER_SIZE:
-                break
-            high, low, kind, flags, stream_id = frames.unpack_header(plain, at)
-            length = high << 8 | low
-            if kind == frames.DATA and not flags & frames.PADDED and self._block is None and self.settled:
-                at += frames.HEADER_SIZE
-                self._begin_data(streams.get(stream_id), stream_id, length, length, flags)
-                continue
-            used = self._parse_control(view[at:end], kind, flags, stream_id & frames.MAX_WINDOW, length)
-            if not used:
-                break
-            at += used
-        self._digested(count)
-        return at
-
-    def _read_preface(self, view: memoryview) -> int:
-        expected = self._preface_left
-        size = min(len(view), len(expected))
-        if view[:size] != expected[:size]:
-            raise _Violation(frames.PROTOCOL_ERROR, "the client does not speak HTTP/2")
-        self._preface_left = expected[size:]
-        if not self._preface_left:
-            self._h2.receive_data(frames.PREFACE)
-        return size
+    def _preface_received(self) -> None:
+        self._h2.receive_data(frames.PREFACE)
 
     # ---- DATA ----
 
-    def _begin_data(self, stream: Stream | None, stream_id: int, length: int, payload: int, flags: int) -> None:
-        """The header of a DATA frame: `length` counts against the windows, `payload` of it is for the stream."""
-        if length > self.settings.frame_size:
-            raise _Violation(frames.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
+    def _begin_data(self, stream_id: int, length: int, payload: int, flags: int) -> None:
+        if length > self.max_frame:
+            raise Violation(frames.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
+        stream = self.streams.get(stream_id)
         if stream is None:
             stream = self.streams.get(stream_id & frames.MAX_WINDOW)  # the reserved bit means nothing
             if stream is None and self._is_idle(stream_id & frames.MAX_WINDOW):
-                raise _Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
+                raise Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
         if stream is not None and stream.remote_ended:
             self.write(frames.rst_stream(stream.id, frames.STREAM_CLOSED))
             stream.lost(Ending("the peer sent DATA after the end of its stream", "H2_HANDSHAKE_FAILURE"))
             stream = None
         self._receive_window -= length
         if self._receive_window < 0:
-            raise _Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+            raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         self._connection_received += length
         if self._connection_received >= self._connection_window >> 2:
             self._receive_window += self._connection_received
@@ -375,11 +314,15 @@ class Tunnel(Transport):
         end = bool(flags & frames.END_STREAM)
         if payload:
             if stream is not None and stream.answered:
-                self._budget.earn(payload * PER_BYTE)
+                self._carried += payload
             self._data = stream
-            self._data_left = payload
             self._data_end = end
-            return
+        else:
+            self._empty_data(stream, end)
+        if length != payload and stream is not None and not stream.closed:
+            stream.padded(length - payload)
+
+    def _empty_data(self, stream: Stream | None, end: bool) -> None:
         if end and stream is not None:
             stream.end_received()
         else:
@@ -399,82 +342,23 @@ class Tunnel(Transport):
 
     # ---- everything that is not DATA ----
 
-    def _parse_control(self, view: memoryview, kind: int, flags: int, stream_id: int, length: int) -> int:
-        """Handle the frame at the start of `view`; the bytes it takes, or 0 when it is not complete yet."""
-        if not self.settled and kind != frames.SETTINGS:
-            raise _Violation(frames.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-        if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_head[0]):
-            raise _Violation(frames.PROTOCOL_ERROR, "a header block is interrupted")
-        if length > self.settings.frame_size:
-            raise _Violation(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        size = frames.HEADER_SIZE + length
-        if kind == frames.DATA:
-            return self._padded_data(view, flags, stream_id, length)
-        if kind in (frames.HEADERS, frames.CONTINUATION):
-            if length > MAX_HEADER_LIST:
-                raise _Violation(frames.ENHANCE_YOUR_CALM, f"a header block of {length} bytes")
-        elif kind > frames.CONTINUATION:
-            self._unproductive("unknown frames")
-            self._skip = length
-            return frames.HEADER_SIZE
-        elif length > MAX_CONTROL_FRAME:
-            raise _Violation(frames.FRAME_SIZE_ERROR, f"a control frame of {length} bytes")
-        if len(view) < size:
-            return 0
-        body = view[frames.HEADER_SIZE : size]
-        if kind == frames.WINDOW_UPDATE:
-            self._window_update(stream_id, body)
-        elif kind == frames.HEADERS:
-            self._headers_frame(flags, stream_id, body)
-        elif kind == frames.CONTINUATION:
-            self._continuation(flags, body)
-        elif kind == frames.RST_STREAM:
-            self._reset(stream_id, body)
-        elif kind in (frames.SETTINGS, frames.PING):
-            self._connection_frame(bytes(view[:size]), flags)
-        elif kind == frames.GOAWAY:
-            self._goaway(body)
-        elif kind == frames.PUSH_PROMISE:
-            raise _Violation(frames.PROTOCOL_ERROR, "PUSH_PROMISE is switched off")
-        else:
-            self._unproductive("PRIORITY frames")
-        return size
-
     def _unproductive(self, what: str, cost: float = 1.0) -> None:
+        if self._carried:
+            self._budget.earn(self._carried * PER_BYTE)
+            self._carried = 0
         if not self._budget.spend(self.loop.now, cost):
-            raise _Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
+            raise Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def _is_idle(self, stream_id: int) -> bool:
         """A stream that nobody has opened; 0 and even numbers never are."""
         opened = self._next_id - 1 if self.client else self._last_peer_id
         return stream_id > opened or not stream_id & 1
 
-    def _padded_data(self, view: memoryview, flags: int, stream_id: int, length: int) -> int:
-        if not flags & frames.PADDED:
-            raise _Violation(frames.PROTOCOL_ERROR, "DATA is out of place")
-        if len(view) <= frames.HEADER_SIZE and length:
-            return 0
-        if not length:
-            raise _Violation(frames.FRAME_SIZE_ERROR, "padded DATA without its padding's length")
-        padding = view[frames.HEADER_SIZE]
-        payload = length - 1 - padding
-        if payload < 0:
-            raise _Violation(frames.PROTOCOL_ERROR, "padding exceeds the frame")
-        stream = self.streams.get(stream_id)
-        self._begin_data(stream, stream_id, length, payload, flags)
-        if stream is not None and not stream.closed:
-            stream.padded(padding + 1)
-        self._skip = padding
-        return frames.HEADER_SIZE + 1
-
-    def _window_update(self, stream_id: int, body: memoryview) -> None:
-        if len(body) != 4:
-            raise _Violation(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE")
-        increment = int.from_bytes(body, "big") & frames.MAX_WINDOW
+    def _window_update(self, stream_id: int, increment: int) -> None:
         if not stream_id:
             self.window += increment
             if not increment or self.window > frames.MAX_WINDOW:
-                raise _Violation(
+                raise Violation(
                     frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR, "the connection's window"
                 )
             if self.paused:
@@ -486,7 +370,7 @@ class Tunnel(Transport):
         stream = self.streams.get(stream_id)
         if stream is None:
             if self._is_idle(stream_id):
-                raise _Violation(frames.PROTOCOL_ERROR, f"WINDOW_UPDATE for idle stream {stream_id}")
+                raise Violation(frames.PROTOCOL_ERROR, f"WINDOW_UPDATE for idle stream {stream_id}")
             if increment < SMALL_INCREMENT:
                 self._unproductive("small WINDOW_UPDATE frames")
             return
@@ -502,19 +386,16 @@ class Tunnel(Transport):
         if increment < SMALL_INCREMENT and stream.window > self._peer_window:
             self._unproductive("small WINDOW_UPDATE frames")
 
-    def _reset(self, stream_id: int, body: memoryview) -> None:
-        if len(body) != 4:
-            raise _Violation(frames.FRAME_SIZE_ERROR, "RST_STREAM")
+    def _reset(self, stream_id: int, code: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
             if self._is_idle(stream_id):
-                raise _Violation(frames.PROTOCOL_ERROR, f"RST_STREAM for idle stream {stream_id}")
+                raise Violation(frames.PROTOCOL_ERROR, f"RST_STREAM for idle stream {stream_id}")
             self._unproductive("resets")
             return
         if not self.client and not stream.sent and not stream.received:
             # What an answered request earned is taken back: a peer may not open and reset for ever.
             self._unproductive("resets of requests that carried nothing", 1 + PER_CONNECTION * stream.answered)
-        code = int.from_bytes(body, "big")
         if code == frames.REFUSED_STREAM and self.client and not stream.answered:
             # Its limit is lower than we knew, or it counts streams that we take for closed.
             self.peer_max_streams = max(1, min(self.peer_max_streams, len(self.streams) - 1))
@@ -522,7 +403,7 @@ class Tunnel(Transport):
             return
         stream.reset_received(code)
 
-    def _connection_frame(self, whole: bytes, flags: int) -> None:
+    def _connection_frame(self, whole: bytes) -> None:
         """SETTINGS and PING belong to the h2 library."""
         if self.settled:
             self._unproductive("SETTINGS and PING frames")
@@ -545,7 +426,7 @@ class Tunnel(Transport):
                 for stream in self.streams.values():
                     stream.window += difference
                     if stream.window > frames.MAX_WINDOW:
-                        raise _Violation(frames.FLOW_CONTROL_ERROR, f"the window of stream {stream.id}")
+                        raise Violation(frames.FLOW_CONTROL_ERROR, f"the window of stream {stream.id}")
                 self._resume()
             elif code == codes.MAX_FRAME_SIZE:
                 self.peer_frame = value
@@ -563,16 +444,12 @@ class Tunnel(Transport):
         else:
             self.owner.changed(self)
 
-    def _goaway(self, body: memoryview) -> None:
-        if len(body) < 8:
-            raise _Violation(frames.FRAME_SIZE_ERROR, "GOAWAY")
-        last = int.from_bytes(body[:4], "big") & frames.MAX_WINDOW
-        code = int.from_bytes(body[4:8], "big")
+    def _goaway(self, last_stream_id: int, code: int) -> None:
         if self.draining:
             self._unproductive("GOAWAY frames")
         self.draining = True
         if self.client:
-            for stream in [s for s in self.streams.values() if s.id > last]:
+            for stream in [s for s in self.streams.values() if s.id > last_stream_id]:
                 stream.unprocessed(Ending(f"the peer went away before it saw the request ({frames.error_name(code)})"))
         self.owner.changed(self)
         if not self.streams and not self.closed:
@@ -580,44 +457,11 @@ class Tunnel(Transport):
 
     # ---- header blocks ----
 
-    def _headers_frame(self, flags: int, stream_id: int, body: memoryview) -> None:
-        start, end = 0, len(body)
-        if flags & frames.PADDED:
-            if not end:
-                raise _Violation(frames.FRAME_SIZE_ERROR, "HEADERS")
-            start, end = 1, end - body[0]
-        if flags & frames.PRIORITY_FLAG:
-            start += 5
-        if start > end or not stream_id:
-            raise _Violation(frames.PROTOCOL_ERROR, "HEADERS")
-        block = bytes(body[start:end])
-        if flags & frames.END_HEADERS:
-            self._headers(stream_id, flags, block)
-        else:
-            self._block = bytearray(block)
-            self._block_head = (stream_id, flags)
-            self._block_pieces = 0
-
-    def _continuation(self, flags: int, body: memoryview) -> None:
-        block = self._block
-        if block is None:
-            raise _Violation(frames.PROTOCOL_ERROR, "CONTINUATION is out of place")
-        block += body
-        self._block_pieces += 1
-        if len(block) > MAX_HEADER_LIST or self._block_pieces > MAX_CONTINUATIONS:
-            raise _Violation(frames.ENHANCE_YOUR_CALM, "a header block of too many pieces")
-        if flags & frames.END_HEADERS:
-            self._block = None
-            self._headers(*self._block_head, bytes(block))
-
-    def _headers(self, stream_id: int, flags: int, block: bytes) -> None:
-        headers = frames.decode_plain(block)
-        if headers is None:
-            headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+    def _headers(self, stream_id: int, flags: int, headers: Headers) -> None:
         stream = self.streams.get(stream_id)
         if stream is None and (self.client or stream_id <= self._last_peer_id):
             if self._is_idle(stream_id):
-                raise _Violation(frames.PROTOCOL_ERROR, f"HEADERS for idle stream {stream_id}")
+                raise Violation(frames.PROTOCOL_ERROR, f"HEADERS for idle stream {stream_id}")
             self._unproductive("headers of closed streams")
             return
         if stream is not None and stream.remote_ended:
@@ -634,9 +478,9 @@ class Tunnel(Transport):
             self.write(frames.rst_stream(stream_id, frames.PROTOCOL_ERROR))
             stream.lost(Ending("the peer sent headers in the middle of the tunnel", "H2_HANDSHAKE_FAILURE"))
 
-    def _request(self, stream_id: int, flags: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _request(self, stream_id: int, flags: int, headers: Headers) -> None:
         if not stream_id & 1:
-            raise _Violation(frames.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
+            raise Violation(frames.PROTOCOL_ERROR, f"a client opened stream {stream_id}")
         self._last_peer_id = stream_id
         if len(self.streams) >= self.settings.max_streams or stream_id > self._refuse_above:
             self._unproductive("streams beyond the limit")
@@ -651,7 +495,7 @@ class Tunnel(Transport):
             stream.end_received()
         self.owner.requested(stream, headers)
 
-    def _response(self, stream: Stream, flags: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _response(self, stream: Stream, flags: int, headers: Headers) -> None:
         value = headers[0][1] if headers and headers[0][0] == b":status" else b""
         if len(value) != 3 or not value.isdigit():
             self.write(frames.rst_stream(stream.id, frames.PROTOCOL_ERROR))
