@@ -225,6 +225,9 @@ class PlainSession:
         self.closed = False
         self.peer_names: tuple[str, ...] = ()
 
+    def trim(self) -> None:
+        pass
+
     def start(self) -> int:
         return 0
 

@@ -1,4 +1,4 @@
-"""Finds tunnels whose peer is gone: a PING to those that were silent, an end to those that do not answer.
+"""Looks after tunnels that are silent: a PING to each, an end to those that do not answer, less memory for the rest.
 
 One timer serves all tunnels of a loop. A tunnel that carries data is alive and is never pinged.
 """
@@ -45,5 +45,6 @@ class Keepalive:
                     tunnel.abort(f"the peer did not answer a PING within {self._timeout:g} s")
                 continue
             if tunnel.settled and tunnel.received_frames == seen:
+                tunnel.session.trim()
                 tunnel.send_ping(now)
             self._tunnels[tunnel] = tunnel.received_frames

@@ -41,7 +41,8 @@ _lib: Any = _util.lib
 _ffi: Any = _util.ffi
 
 _NEEDED = (
-    "BIO_free",
+    "BIO_new",
+    "BIO_s_mem",
     "BIO_new_mem_buf",
     "BIO_read",
     "BIO_set_mem_eof_return",
@@ -223,6 +224,9 @@ class Session:
         """Encrypt `scratch.clear[:size]` into `scratch.sealed`; the size there. Raises TlsError."""
         raise NotImplementedError  # pragma: no cover - abstract
 
+    def trim(self) -> None:
+        """Give back the memory that a burst made OpenSSL's output buffer grow to; for a session that is quiet now."""
+
     def close_notify(self) -> int:
         """Say goodbye; the number of bytes now in `scratch.sealed`."""
         if not self.established:
@@ -316,6 +320,8 @@ class _Pointers:
         self.plain_size = len(scratch.plain)
 
 
+TRIM_ABOVE = 64 * 1024
+"""Bytes of one seal above which the output buffer is worth trimming later; it keeps its largest size otherwise."""
 _SSL_ERROR_WANT_READ = 2
 _SSL_ERROR_ZERO_RETURN = 6
 
@@ -323,7 +329,7 @@ _SSL_ERROR_ZERO_RETURN = 6
 class FastSession(Session):
     """Records through the binding beneath pyOpenSSL's objects: no copy that is not needed, no allocation per call."""
 
-    __slots__ = ("_out", "_p", "_ssl")
+    __slots__ = ("_grown", "_out", "_p", "_ssl", "_view")
 
     def __init__(self, connection: SSL.Connection, scratch: Scratch) -> None:
         super().__init__(connection, scratch)
@@ -333,6 +339,8 @@ class FastSession(Session):
         self._p: _Pointers = pointers
         self._ssl: Any = connection._ssl
         self._out: Any = connection._from_ssl
+        self._view: Any = None
+        self._grown = False
 
     def _read(
         self,
@@ -350,6 +358,7 @@ class FastSession(Session):
             view = new_view(pointers.cipher, size)
             eof_return(view, -1)
             set_bio(ssl, view, self._out)
+            self._view = view
         plain = pointers.plain
         end = start
         got = read(ssl, plain + end, _RECORD)
@@ -376,4 +385,16 @@ class FastSession(Session):
         if write(self._ssl, pointers.clear, size) != size:
             _lib.ERR_clear_error()
             raise TlsError("TLS failed: the record layer refuses to write")
+        if size > TRIM_ABOVE:
+            self._grown = True
         return int(read(self._out, pointers.sealed, pointers.sealed_size))
+
+    def trim(self) -> None:
+        if not self._grown or self._view is None:
+            return
+        self._grown = False
+        fresh = _lib.BIO_new(_lib.BIO_s_mem())
+        _lib.BIO_set_mem_eof_return(fresh, -1)
+        # The read side stays, so one reference is consumed and the old output BIO is freed (SSL_set_bio(3)).
+        _lib.SSL_set_bio(self._ssl, self._view, fresh)
+        self._out = self._connection._from_ssl = fresh

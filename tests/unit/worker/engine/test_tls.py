@@ -408,3 +408,18 @@ def test_the_group_without_post_quantum_is_accepted(
     assert tls._lib.SSL_CTX_set1_curves_list(context._context, b"X25519") == 1
     client = foreigner(context)
     assert client.tunnel.session.facts["group"].upper() == "X25519"
+
+
+def test_a_session_that_was_trimmed_after_a_burst_goes_on(wire: Wire) -> None:
+    wire.shake_hands()
+    for round_ in range(3):
+        burst = bytes([round_]) * 500_000
+        records = wire.seal(0, burst)
+        got = b"".join(wire.give(1, records[at : at + 100_000]) for at in range(0, len(records), 100_000))
+        assert got == burst
+        wire.give(0, wire.seal(1, b"answer"))
+        wire.client.trim()
+        wire.server.trim()
+        assert wire.give(1, wire.seal(0, b"small")) == b"small"
+        assert wire.give(0, wire.seal(1, b"small too")) == b"small too"
+    assert wire.client.close_notify() > 0
