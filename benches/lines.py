@@ -111,18 +111,31 @@ def one_agent(setting: Setting) -> Measurement:
 
 
 def scale(setting: Setting) -> Measurement:
-    """What a new connection costs when few streams are open, and when many are."""
+    """What a new connection costs when few streams are open, and when many are.
+
+    What the agents take without any new connection (the PINGs of a thousand tunnels) is measured and left out.
+    """
     lab, generator, streams = setting.lab, setting.generator, setting.size.streams
-    seconds = max(setting.size.seconds, STEADY)
     setting.loaded("cps", 1)
     generator.open_idle(lab, FEW_STREAMS)
-    few, few_cpu = setting.loaded("cps", 1, seconds)
+    few, _ = cost_of_one(setting)
     generator.open_idle(lab, streams - FEW_STREAMS)
-    many, many_cpu = setting.loaded("cps", 1, seconds)
+    many, idle = cost_of_one(setting)
     return {
-        "few_cpu_us": few_cpu / few.samples * 1e6,
-        "cpu_us": many_cpu / many.samples * 1e6,
-        "growth": (many_cpu / many.samples) / (few_cpu / few.samples),
+        "few_cpu_us": few * 1e6,
+        "cpu_us": many * 1e6,
+        "growth": many / few,
+        "idle_cpu_ms": idle * 1e3,
         "streams": streams,
         "tunnels": lab.established("c", HBONE_PORT),
     }
+
+
+def cost_of_one(setting: Setting) -> tuple[float, float]:
+    """Processor time (s) of one new connection, and of a second without any."""
+    seconds = max(setting.size.seconds, STEADY)
+    before = process.cpu_seconds(setting.agents)
+    pause(seconds)
+    idle = (process.cpu_seconds(setting.agents) - before) / seconds
+    load, cpu = setting.loaded("cps", 1, seconds)
+    return (cpu - idle * load.elapsed) / load.samples, idle

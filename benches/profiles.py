@@ -48,6 +48,7 @@ METRICS: Mapping[str, Metric] = {
     "kib_per_connection": Metric("KiB per idle connection"),
     "agent_pss_mb": Metric("PSS MB"),
     "growth": Metric("many open / few open", compared=False),
+    "idle_cpu_ms": Metric("CPU ms/s without", compared=False),
     "streams": Metric("streams open", compared=False),
     "tunnels": Metric("tunnels", compared=False),
     "load_s": Metric("s until in force", compared=False),
