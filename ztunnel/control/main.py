@@ -17,6 +17,7 @@ import trio
 
 from ztunnel import __version__
 from ztunnel.config.settings import Settings, WorkloadInfo
+from ztunnel.control import preflight
 from ztunnel.control.admin import servers
 from ztunnel.control.admin.source import AdminSource, MeshView, PodView
 from ztunnel.control.fleet import Fleet
@@ -55,6 +56,8 @@ from ztunnel.link.messages import (
     StateSynced,
     Up,
 )
+from ztunnel.linux.redirect.tools import has
+from ztunnel.linux.rights import rights
 from ztunnel.observe.logs import Logs
 from ztunnel.observe.metrics import Metrics, Number
 from ztunnel.runtime.drain import Drain
@@ -97,7 +100,8 @@ class Control:
         self._ready = ready
         self._logs = logs
         self._mesh = LocalSource(settings)
-        self._certificates = CertificateManager(certificate_source(settings), self._send_certificate)
+        self._authority = certificate_source(settings)
+        self._certificates = CertificateManager(self._authority, self._send_certificate)
         self._wanted: dict[Identity, set[int]] = {}
         """Which workers want a certificate: nobody else gets the key."""
         self._pods = PodManager(fleet.send, RuleCapture(settings), on_gone=self._pod_gone, leaves=self._leaves_pods)
@@ -122,7 +126,7 @@ class Control:
                 self._fleet.close()
 
     async def _serve(self, tasks: Supervisor, on_started: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(self._mesh.load)
+        await trio.to_thread.run_sync(self._check)
         await tasks.start("certificates", self._certificates.run)
         await tasks.start("pods", self._pods.run)
         self._may_listen.set()
@@ -137,6 +141,12 @@ class Control:
         await self._drain.wait_triggered()
         await self._drain_workers()
         tasks.stop()
+
+    def _check(self) -> None:
+        """What refuses to start, in a worker thread. Raises ConfigError or PlatformError."""
+        preflight.check(self._settings, rights(), has)
+        self._mesh.load()
+        self._authority.check()
 
     # ---- reports ----
 

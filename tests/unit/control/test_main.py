@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -191,3 +192,19 @@ async def test_an_enroll_socket_is_only_needed_when_it_was_asked_for(
         drain.trigger("the test", 0)
         await worker.receive()
         worker.send(Drained(0))
+
+
+async def test_a_ca_that_cannot_be_used_refuses_the_start(logs: Logs, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "ca"
+    in_the_way.write_text("no directory")
+    control, _ = memory_link()
+    with pytest.raises(ConfigError, match="Not a directory"):
+        await Rig(msgspec.structs.replace(SETTINGS, local_ca_path=str(in_the_way)), logs, control).run(control)
+
+
+async def test_a_missing_right_refuses_the_start(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = msgspec.structs.replace(main.rights(), mark="may not set the packet mark")
+    monkeypatch.setattr(main, "rights", lambda: held)
+    control, _ = memory_link()
+    with pytest.raises(PlatformError, match="packet mark"):
+        await Rig(msgspec.structs.replace(SETTINGS, packet_mark=0x539), logs, control).run(control)

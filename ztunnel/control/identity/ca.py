@@ -137,6 +137,10 @@ class LocalSource:
         self._ttl = ttl
         self._clock = clock
 
+    def check(self) -> None:
+        """Blocks. Raises ConfigError or PlatformError when there is no CA that could issue anything now."""
+        self._open_ca(self._clock())
+
     async def fetch(self, identity: Identity) -> IssuedCertificate:
         # Abandoning is safe: an unwanted certificate is only garbage.
         return await trio.to_thread.run_sync(self._issue, identity, abandon_on_cancel=True)
