@@ -295,6 +295,20 @@ def test_a_pod_whose_listeners_cannot_be_had_is_tried_again_and_costs_nothing(wo
     assert agent.stop() == 0
 
 
+def test_an_agent_that_comes_second_leaves_the_rules_of_the_one_that_serves(world: World) -> None:
+    first = world.dedicated(world.client, CAPTURE_MODE="tproxy")
+    first.wait_ready()
+    rules = present(world.client.fd)
+    others = {"ADMIN_ADDR": "25000", "STATS_ADDR": "25020", "READINESS_ADDR": "25021"}
+    second = world.dedicated(world.client, CAPTURE_MODE="tproxy", **others)
+    wait_until(lambda: "another process holds the port" in second.log(), second.log)
+    assert second.stop() == 0
+    assert present(world.client.fd) == rules
+    assert "another agent serves the same namespace" in second.log()
+    assert first.stop() == 0
+    assert present(world.client.fd) == {}
+
+
 def namespaces_held(agent: Agent) -> set[tuple[int, int]]:
     """The network namespaces that the agent has descriptors of; its threads each keep their own."""
     found = set()

@@ -20,9 +20,13 @@ from ztunnel.linux.probe import probe_capture
 from ztunnel.linux.redirect.apply import apply, remove
 from ztunnel.linux.redirect.model import Backend, CaptureSpec
 from ztunnel.linux.redirect.tools import has
+from ztunnel.linux.sockets import listen_tcp
 
 CONCURRENT = 2
 """Namespaces that are worked on at once; the tools of iptables share one lock of the machine."""
+
+OTHERS_TIMEOUT = 0.5
+"""Seconds for another agent to answer a probe."""
 
 PROBE_TARGET = "192.0.2.1"
 """What the probe tries to reach first."""
@@ -71,7 +75,18 @@ class RuleCapture:
                 if self._node_pods.pop(pod.uid, None) is not None:
                     await self._apply_node()
             return
+        if await trio.to_thread.run_sync(self._is_anothers, netns):
+            log.warning("pod %s: its capture rules stay, because another agent serves the same namespace", pod)
+            return
         await self._remove(netns)
+
+    def _is_anothers(self, netns: int | None) -> bool:
+        """Our listeners are closed: who answers a probe now needs the rules, and would lose mTLS without them."""
+        try:
+            listen_tcp(ip=None, port=self._settings.outbound_port, netns=netns).close()
+        except PlatformError:
+            return any(probe_capture(netns, ipv6=ipv6, timeout=OTHERS_TIMEOUT).captured for ipv6 in self._families)
+        return False
 
     def spec(self, mode: CaptureMode, pods: tuple[PodSpec, ...] = ()) -> CaptureSpec:
         """What the settings say; `pods` are those of NODE mode."""
