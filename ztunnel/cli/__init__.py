@@ -9,6 +9,7 @@ Exit codes: 0 all is well, 1 a crash or a negative answer, 2 the configuration, 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -69,7 +70,16 @@ def _is_there(module: str) -> bool:
     return find_spec(module) is not None
 
 
+def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        context.invoke(importlib.import_module(COMMANDS["version"].module).version)
+        context.exit()
+
+
 @click.group(cls=_Lazy, name="ztunnel", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="The same as version."
+)
 def cli() -> None:
     """Carry pod connections in mutual TLS (Istio ambient's HBONE), with or without Kubernetes.
 
@@ -101,7 +111,8 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; crashes are raised."""
     try:
         code = cli.main(arguments, prog_name="ztunnel", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: started with it closed
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -111,6 +122,12 @@ def run(arguments: list[str]) -> int:
         report(error)
         return EXIT_CONFIG if isinstance(error, ConfigError | PlatformError) else EXIT_CRASH
     except BrokenPipeError:  # `ztunnel show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CRASH
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"error: what was to be said could not be written: {error.strerror}", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CRASH
     return code if isinstance(code, int) else 0

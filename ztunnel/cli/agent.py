@@ -33,6 +33,7 @@ def ask(base: str, path: str, *, method: str = "GET", timeout: float = TIMEOUT) 
     Raises ConfigError when `base` is no such URL, UpstreamError when nobody answers.
     """
     host, port = _parse(base)
+    base = base.rstrip("/")
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request(method, path)

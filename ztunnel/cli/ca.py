@@ -94,7 +94,7 @@ def init(directory: Path, name: str, ttl: float) -> None:
     click.echo(f"{'made' if made else 'kept'} the CA in {directory}, valid until {rfc3339(authority.not_after)}")
 
 
-@ca.command()
+@ca.command(short_help="Issue a certificate to a workload.")
 @click.option("--dir", "directory", required=True, type=click.Path(path_type=Path), help="Directory of the CA.")
 @click.option("--identity", required=True, type=_Spiffe(), help="spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
 @click.option("--ttl", type=_Duration(), default="24h", show_default=True, help="Lifetime, e.g. 90s, 12h.")
@@ -119,7 +119,7 @@ def issue(directory: Path, identity: Identity, ttl: float, out_dir: Path) -> Non
         click.echo(f"  {out_dir / file}")
 
 
-@ca.command("inspect")
+@ca.command("inspect", short_help="Show certificates, and what is wrong with them.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def inspect_command(path: Path, output: str) -> None:

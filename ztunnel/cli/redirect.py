@@ -106,7 +106,7 @@ def apply_command(netns: str | None, backend: str | None, dry_run: bool, output:
     return 0
 
 
-@redirect.command("verify")
+@redirect.command("verify", short_help="What differs from what `apply` would put there.")
 @_netns_option
 @_spec_options
 @_backend_option
@@ -123,7 +123,7 @@ def verify_command(netns: str | None, backend: str | None, output: str, mode: st
     return EXIT_DIFFERS if found else 0
 
 
-@redirect.command("remove")
+@redirect.command("remove", short_help="Take out everything of ours, whoever left it.")
 @_netns_option
 @_backend_option
 @_output_option

@@ -16,7 +16,7 @@ import msgspec
 
 from ztunnel.cli import table
 from ztunnel.cli.agent import DEFAULT_ADMIN, fetch_dump, parse_dump
-from ztunnel.core.errors import ZtunnelError
+from ztunnel.core.errors import UpstreamError
 from ztunnel.observe.log_format import one_line
 
 Dump = Mapping[str, Any]
@@ -205,10 +205,11 @@ def show_sections(sections: Sequence[Section], *, admin: str, file: Path | None,
             text = as_table(dump, sections[0], namespace, now=now)
         else:
             text = "\n".join(f"# {section.name}\n{as_table(dump, section, namespace, now=now)}" for section in sections)
-    except ZtunnelError as error:
-        raise click.ClickException(f"{error}\n  {error.hint}" if error.hint else str(error)) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise click.ClickException(f"the config_dump has an unknown shape: {error!r}") from None
+        raise UpstreamError(
+            f"the config_dump of {file or admin} has an unknown shape: {error!r}",
+            hint="does it come from an agent of another version? `curl localhost:15000/config_dump` shows it as it is",
+        ) from None
     click.echo(text, nl=False)
 
 

@@ -17,7 +17,7 @@ from ztunnel.linux.rights import Rights
 
 
 def check(settings: Settings, rights: Rights, has: Callable[[Backend], bool]) -> None:
-    """`has` tells whether a backend's tools are installed. Raises PlatformError with the first thing that is lacking."""
+    """`has` tells whether a backend's tools are installed. Raises PlatformError with the first that is lacking."""
     captures = settings.capture_mode != "none"
     if captures and not rights.net_admin:
         raise PlatformError(

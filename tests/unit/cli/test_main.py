@@ -52,6 +52,26 @@ def test_version_has_istios_form(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith('version.BuildInfo{Version:"0.')
 
 
+def test_the_option_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["version"]) == cli.run(["--version"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+@pytest.mark.parametrize(("closed", "code", "said"), [(">&-", 0, ""), (">/dev/full", 1, "error: ")])
+def test_an_output_that_takes_nothing_is_no_crash(closed: str, code: int, said: str) -> None:
+    command = f"exec {sys.executable} -m ztunnel version {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, code)
+    assert done.stderr.startswith(said)
+
+
+def test_every_command_fits_on_its_line_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for group in ("redirect", "ca", "demo", "show"):
+        assert cli.run([group, "--help"]) == 0
+        assert "..." not in capsys.readouterr().out.split("Commands:")[1]
+
+
 @pytest.mark.parametrize("command", [["serve"], ["proxy"], ["proxy", "ztunnel"]])
 def test_a_wrong_environment_is_told_line_by_line_with_exit_code_2(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ztunnel import cli
 from ztunnel.cli import show as module
 from ztunnel.cli.show import SECTIONS, as_table, show
 
@@ -89,21 +90,24 @@ def test_an_expired_certificate_is_not_valid_and_a_missing_one_says_why() -> Non
     assert " ".join(rows[3]) == "spiffe://t/ns/a/sa/c: the CA said no\\u000a"
 
 
-def test_no_agent_is_an_error_on_stderr_with_a_hint() -> None:
-    result = run("workloads", "--admin", "http://127.0.0.1:1")
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert "no answer from http://127.0.0.1:1/config_dump" in result.stderr
-    assert "ztunnel serve" in result.stderr
+def test_no_agent_is_an_error_on_stderr_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["show", "workloads", "--admin", "http://127.0.0.1:1/"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "error: no answer from http://127.0.0.1:1/config_dump" in said.err
+    assert "ztunnel serve" in said.err
+
+
+def test_an_address_that_is_none_is_the_command_lines_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["show", "workloads", "--admin", "localhost"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'localhost' is not http://HOST:PORT")
 
 
 @pytest.mark.parametrize(
     "content", ["[1]", "{", '{"workloads": [1]}', '{"workloadState": {"u": {}}}', '{"certificates": 3}']
 )
-def test_what_is_no_dump_is_one_sentence(tmp_path: Path, content: str) -> None:
+def test_what_is_no_dump_is_one_sentence(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "dump.json"
     file.write_text(content)
-    result = run("all", "-f", str(file))
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
-    assert "Traceback" not in result.output
+    assert cli.run(["show", "all", "-f", str(file)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

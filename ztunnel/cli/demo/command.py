@@ -46,7 +46,11 @@ def demo(context: click.Context, once: bool, as_json: bool) -> None:
             context.exit(run(output, interrupts, stay=not (once or as_json)))
 
 
-@demo.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@demo.command(
+    "exec",
+    short_help="Run a command in a pod or node of the demo.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.argument("place")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_in(place: str, command: tuple[str, ...]) -> None:
