@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from netns_builder import Acceptor, Topology
 
@@ -44,6 +46,24 @@ def test_a_family_without_a_route_is_not_probed(topology: Topology) -> None:
     apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
     _, _, *probes = netns_findings(f"/proc/self/fd/{pod.fd}")
     assert [probe.text.split()[0] for probe in probes] == ["IPv4"]
+
+
+def test_a_pod_without_a_default_route_is_probed_by_its_subnet(topology: Topology) -> None:
+    pod = topology.pod("pod")
+    for command in ("link add lan type dummy", "address add 10.9.0.2/24 dev lan", "link set lan up"):
+        pod.call(subprocess.run, ["ip", *command.split()], check=True)
+    apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
+    with Acceptor(pod, None, 15001, banner=PROBE_BANNER):
+        _, _, probe = netns_findings(f"/proc/self/fd/{pod.fd}")
+    assert (probe.ok, probe.text.split()[0]) == (True, "IPv4")
+
+
+def test_a_pod_without_any_route_is_said_not_to_be_proven(topology: Topology) -> None:
+    pod = topology.pod("pod")
+    apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
+    _, _, probe = netns_findings(f"/proc/self/fd/{pod.fd}")
+    assert not probe.ok
+    assert "has no route" in probe.text
 
 
 def test_the_capture_ports_are_looked_for_in_the_pod(topology: Topology) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -154,28 +153,23 @@ def netns_findings(name: str) -> Iterator[Finding]:
             yield Finding("namespace", f"no capture rules in {name}", f"ztunnel redirect apply --netns {name}")
             return
         yield Finding("namespace", f"{count} capture rules are in {name}")
-        for ipv6 in (False, True):
-            if _has_route(fd, ipv6):
-                yield _probe_finding(name, fd, ipv6)
+        yield from _probe_findings(name, fd)
     finally:
         os.close(fd)
 
 
-def _has_route(fd: int, ipv6: bool) -> bool:
-    """Whether the namespace can send beyond itself; connecting a datagram socket sends nothing."""
-    with in_netns(fd), socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("2001:db8::1" if ipv6 else "192.0.2.1", 9))
-        except OSError:
-            return False
-        return True
-
-
-def _probe_finding(name: str, fd: int, ipv6: bool) -> Finding:
-    family = "IPv6" if ipv6 else "IPv4"
-    result = probe_capture(fd, ipv6=ipv6)
+def _probe_findings(name: str, fd: int) -> Iterator[Finding]:
+    """One for each family that the namespace can send by."""
     fix = f"does the agent serve {name}? Are the rules whole: ztunnel redirect verify --netns {name}"
-    return Finding("namespace", f"{family} probe to {result.target}: {result.why}", "" if result.captured else fix)
+    results = {family: probe_capture(fd, ipv6=family == "IPv6") for family in ("IPv4", "IPv6")}
+    for family, result in results.items():
+        if result.sent:
+            text = f"{family} probe to {result.target}: {result.why}"
+            yield Finding("namespace", text, "" if result.captured else fix)
+    if not any(result.sent for result in results.values()):
+        yield Finding(
+            "namespace", f"capture is not proven: {name} has no route", f"ip -n {name} address; ip -n {name} route"
+        )
 
 
 def port_findings(netns: str | None) -> Iterator[Finding]:

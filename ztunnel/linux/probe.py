@@ -31,6 +31,8 @@ class ProbeResult(msgspec.Struct, frozen=True):
     target: Address
     """What the probe tried to reach."""
     why: str
+    sent: bool = True
+    """False where the namespace has no route for the family, so that there is nothing to capture."""
 
 
 def probe_capture(netns: int | None, *, ipv6: bool = False, timeout: float = 2.0) -> ProbeResult:
@@ -47,7 +49,7 @@ def probe_capture(netns: int | None, *, ipv6: bool = False, timeout: float = 2.0
         if result is not None:
             return result
     return ProbeResult(
-        False, target, f"the namespace has no {'IPv6' if ipv6 else 'IPv4'} route, so nothing can be sent"
+        False, target, f"the namespace has no {'IPv6' if ipv6 else 'IPv4'} route, so nothing can be sent", sent=False
     )
 
 
