@@ -50,7 +50,8 @@ def test_a_family_without_a_route_is_not_probed(topology: Topology) -> None:
 
 def test_a_pod_without_a_default_route_is_probed_by_its_subnet(topology: Topology) -> None:
     pod = topology.pod("pod")
-    for command in ("link add lan type dummy", "address add 10.9.0.2/24 dev lan", "link set lan up"):
+    commands = ("link add lan up type veth peer name far", "link set far up", "address add 10.9.0.2/24 dev lan")
+    for command in commands:
         pod.call(subprocess.run, ["ip", *command.split()], check=True)
     apply(CaptureSpec(mode=CaptureMode.REDIRECT), pod.fd)
     with Acceptor(pod, None, 15001, banner=PROBE_BANNER):

@@ -28,7 +28,7 @@ def check(settings: Settings, rights: Rights, has: Callable[[Backend], bool]) ->
         raise PlatformError(rights.mark)
     if not settings.dedicated and settings.capture_mode != "node" and rights.enter_namespaces:
         raise PlatformError(rights.enter_namespaces)
-    if captures:
+    if captures and (settings.dedicated or "capture_mode" in settings.origins):  # else an image without tools will do
         _check_tools(backend_of(settings.capture_backend), has)
 
 

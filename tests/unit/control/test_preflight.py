@@ -63,6 +63,12 @@ def test_without_tools_the_packages_are_named():
     assert "nftables or iptables" in caught.value.hint
 
 
+def test_a_shared_agent_needs_tools_only_for_a_capture_that_was_asked_for():
+    check(SHARED, ALL, installed())
+    with pytest.raises(PlatformError, match="no tool"):
+        check(msgspec.structs.replace(SHARED, origins={"capture_mode": "CAPTURE_MODE"}), ALL, installed())
+
+
 def test_another_tool_than_the_one_that_was_asked_for_is_not_enough():
     settings = msgspec.structs.replace(DEDICATED, capture_backend="nft")
     with pytest.raises(PlatformError, match="nft are not installed"):
