@@ -50,7 +50,8 @@ async def undisturbed(topology: Topology, near: Settings = SETTINGS, far: Settin
     async with path(topology, near=near, far=far) as p:
         with Acceptor(p.server, None, 8080):
             before, during = await p.connect(), await p.connect()
-            await echoes(before)
+            for sock in (before, during):  # both ends of both are open before anything is counted
+                await echoes(sock)
             at_first = (await status(p.near))["tunnels"], (await status(p.far))["tunnels"]
             sockets = open_sockets()
             yield p
