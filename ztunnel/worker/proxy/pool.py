@@ -36,7 +36,9 @@ class _Line:
     def __init__(self, pool: Pool, key: PoolKey) -> None:
         self.pool = pool
         self.key = key
-        self.tunnels: list[Tunnel] = []
+        self.tunnels: set[Tunnel] = set()
+        self._roomy: dict[Tunnel, None] = {}
+        """Those that may have room; a full one is taken out when it is met, and put back when a stream ends."""
         self.waiters: list[_Waiter] = []
         self.dialling = False
 
@@ -53,7 +55,8 @@ class _Line:
             self.settle(UpstreamError(f"{self.key.next_hop} allows no streams"))
             tunnel.drain()
             return
-        self.tunnels.append(tunnel)
+        self.tunnels.add(tunnel)
+        self._roomy[tunnel] = None
         self.pool.idle.add(tunnel)
         self.settle(None)
 
@@ -64,6 +67,8 @@ class _Line:
         if tunnel.draining or tunnel.closed:
             self._drop(tunnel)
             return
+        if tunnel in self.tunnels:
+            self._roomy[tunnel] = None
         if not tunnel.streams:
             self.pool.idle.add(tunnel)
 
@@ -80,16 +85,15 @@ class _Line:
     # ---- waiting ----
 
     def free(self) -> Tunnel | None:
-        """A tunnel with room, the fullest first so that spare ones fall idle."""
+        """A tunnel with room: the one that had it last, so that spare ones fall idle. O(1) in tunnels."""
         limit = self.pool.kit.settings.pool_max_streams_per_connection
-        best: Tunnel | None = None
-        for tunnel in self.tunnels:
+        roomy = self._roomy
+        while roomy:
+            tunnel = next(reversed(roomy))
             if tunnel.free_slots > 0 and len(tunnel.streams) < limit:
-                if best is None or len(tunnel.streams) > len(best.streams):
-                    best = tunnel
-                if len(self.tunnels) == 1:
-                    break
-        return best
+                return tunnel
+            del roomy[tunnel]
+        return None
 
     def settle(self, error: ZtunnelError | None) -> None:
         """The dial is over: everybody who waited tries again, or fails."""
@@ -101,8 +105,8 @@ class _Line:
 
     def _drop(self, tunnel: Tunnel) -> None:
         self.pool.idle.discard(tunnel)
-        if tunnel in self.tunnels:
-            self.tunnels.remove(tunnel)
+        self.tunnels.discard(tunnel)
+        self._roomy.pop(tunnel, None)
         if not self.tunnels and not self.waiters and not self.dialling:
             self.pool.forget(self.key)
 
