@@ -13,6 +13,7 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -110,7 +111,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; crashes are raised."""
     try:
-        code = cli.main(arguments, prog_name="ztunnel", standalone_mode=False)
+        colours = None if may_be_coloured(os.environ) else False
+        code = cli.main(arguments, prog_name="ztunnel", standalone_mode=False, color=colours)
         if sys.stdout is not None:  # None: started with it closed
             sys.stdout.flush()
     except click.ClickException as error:
@@ -131,6 +133,11 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CRASH
     return code if isinstance(code, int) else 0
+
+
+def may_be_coloured(environ: Mapping[str, str]) -> bool:
+    """Whether a terminal gets colours: by https://no-color.org, and where it can show any."""
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 def report(error: ZtunnelError) -> None:

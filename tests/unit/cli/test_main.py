@@ -66,6 +66,30 @@ def test_an_output_that_takes_nothing_is_no_crash(closed: str, code: int, said: 
     assert done.stderr.startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("environ", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_colours_are_for_those_who_want_them(
+    environ: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    @click.pass_context
+    def probe(context: click.Context) -> int:
+        return 0 if context.color is False else 1
+
+    monkeypatch.setattr(cli.cli, "get_command", lambda context, name: probe)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert cli.run(["version"]) == coloured
+
+
 def test_every_command_fits_on_its_line_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for group in ("redirect", "ca", "demo", "show"):
         assert cli.run([group, "--help"]) == 0

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from ztunnel.cli import may_be_coloured
 from ztunnel.cli.demo import mesh
 from ztunnel.cli.demo.beats import Beat
 from ztunnel.cli.demo.stage import Stage
@@ -85,14 +86,14 @@ class JsonOutput(Output):
 
 
 class Screen(Output):
-    """On a terminal (and without NO_COLOR) there are colours, and the line in progress is overwritten."""
+    """On a terminal that may be coloured there are colours, and the line in progress is overwritten."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal without ticks still gets the words
-        plain = bool(os.environ.get("NO_COLOR"))
-        self._live = sys.stdout.isatty() and not plain
-        self._color = False if plain else None
+        may = may_be_coloured(os.environ)
+        self._live = sys.stdout.isatty() and may
+        self._color = None if may else False
 
     def opens(self) -> None:
         self._progress("building two nodes, three pods and their agents ...")

@@ -49,6 +49,7 @@ def test_in_a_file_there_are_only_words(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_on_a_terminal_progress_is_overwritten_in_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     shown = show(Terminal(), monkeypatch)
     assert f"\r\033[K  … {BEATS[0].claim}\r\033[K  \033[32m✓\033[0m only TLS" in shown
     assert "\033[31m✗\033[0m" in shown
