@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TextIO
 
 import trio
 
@@ -81,10 +82,17 @@ def serve(settings: Settings, logs: Logs) -> None:
         logs.close()
 
 
+class _Lossy(logging.StreamHandler[TextIO]):
+    """What a full disk or a reader that has gone does not take is lost, as in every other process."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the log's own complaint would go where nobody asked for it."""
+
+
 @contextmanager
 def _plain_logs(settings: Settings) -> Iterator[None]:
     """Logs of the supervisor: a few lines, without the thread that many would need."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lossy(sys.stdout)
     handler.setFormatter(formatter(settings.log_format))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -1,6 +1,8 @@
 """One process, two halves: the end of either is the end of both, at once and with its reason."""
 
 import gc
+import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -91,3 +93,18 @@ async def test_a_port_that_is_taken_is_said(logs: Logs, loop: Loop) -> None:
         )
         with trio.fail_after(5), pytest.raises(PlatformError, match=f"cannot listen on {address}"):
             await node.run(settings, logs, loop=loop)
+
+
+def test_the_supervisors_log_may_be_lost_but_never_complains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError("no space left")
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with node._plain_logs(Settings()):
+        logging.getLogger("ztunnel.supervisor").info("a line")
+    assert capsys.readouterr().err == ""
