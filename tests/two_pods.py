@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 import trio
+import trio.testing
 from mesh_pki import MeshPki
 from mesh_samples import service, workload
 from netns_builder import Pod, Topology
@@ -18,6 +19,7 @@ from ztunnel.config.settings import Settings
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.core.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
 from ztunnel.link.messages import PodAdded, PodReady, StateSlice, StateSynced
+from ztunnel.link.unix import socket_pair
 
 CLIENT_IP, SERVER_IP, VIP = "10.1.0.2", "10.2.0.2", "10.100.0.1"
 SETTINGS = Settings(enable_orig_src=False, ipv6_enabled=False)
@@ -110,3 +112,24 @@ async def one_node(topology: Topology, settings: Settings = SETTINGS) -> AsyncIt
         while sum(isinstance(message, PodReady) for message in worker.said) < 2:
             await trio.lowlevel.checkpoint()
         yield Mesh(client, server, worker, worker)
+
+
+@asynccontextmanager
+async def two_workers(topology: Topology, settings: Settings = SETTINGS) -> AsyncIterator[Mesh]:
+    """One node whose pods live in different workers, linked as the supervisor does it."""
+    client, server = await trio.to_thread.run_sync(
+        lambda: (topology.pod("client", CLIENT_IP), topology.pod("server", SERVER_IP))
+    )
+    await trio.to_thread.run_sync(redirect_output, client)
+    pki = MeshPki()
+    left, right = socket_pair()
+    async with AsyncExitStack() as stack:
+        near = await stack.enter_async_context(open_worker(settings, pki, [(1, left)]))
+        far = await stack.enter_async_context(open_worker(settings, pki, [(0, right)]))
+        state = StateSlice(workloads=(CLIENT, SERVER), services=(WEB,))
+        near.play(state, added(client, "client"), StateSynced())
+        far.play(state, added(server, "server"), StateSynced())
+        await near.heard(PodReady)
+        await far.heard(PodReady)
+        await trio.testing.wait_all_tasks_blocked()
+        yield Mesh(client, server, near, far)

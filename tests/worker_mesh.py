@@ -7,7 +7,8 @@ async with open_worker(WorkerSettings...) as worker:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -95,15 +96,23 @@ class PlayedWorker:
         return sum(sum(each.opened.values()) for each in self.said if isinstance(each, Counters))
 
 
+async def _each(siblings: Sequence[tuple[int, socket.socket]]) -> AsyncIterator[tuple[int, socket.socket]]:
+    for sibling in siblings:
+        yield sibling
+
+
 @asynccontextmanager
-async def open_worker(settings: Settings, pki: MeshPki) -> AsyncIterator[PlayedWorker]:
+async def open_worker(
+    settings: Settings, pki: MeshPki, siblings: Sequence[tuple[int, socket.socket]] = ()
+) -> AsyncIterator[PlayedWorker]:
+    """`siblings` are links to other workers, by their numbers."""
     control_end, worker_end = memory_link()
     worker = PlayedWorker(control_end, pki)
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
             try:
-                await main.run(worker_end, settings)
+                await main.run(worker_end, settings, siblings=_each(siblings))
             except* ChannelClosed:
                 pass
 

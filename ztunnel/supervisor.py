@@ -6,8 +6,9 @@ little to fail at. Children are forked from here, early, so that they share the 
 `supervise` returns in every process: in a child with its Role, which then is that half of the agent, and in the
 supervisor with the exit code, when all have ended. Every link between the halves is made here, because both come and
 go: a worker that ends is replaced and linked to the control half, a control half that ends is replaced and linked to
-all workers, which serve on meanwhile. After SIGHUP children are not forked any more but started as new programs: that
-is how an upgrade comes into force, at first in the control half, which is replaced at once.
+all workers, which serve on meanwhile. Every two workers are linked too. After SIGHUP children are not forked any more
+but started as new programs: that is how an upgrade comes into force, at first in the control half, which is replaced
+at once.
 
 A child never outlives the supervisor: the kernel kills it. Signals of a terminal reach only the supervisor.
 
@@ -196,8 +197,12 @@ class Supervisor:
         if number == CONTROL:
             for worker in self._children.values():
                 self._link(child, worker)
-        elif control is not None:
+            return
+        if control is not None:
             self._link(control, child)
+        for sibling in self._children.values():
+            if sibling.number not in (CONTROL, number):
+                self._introduce(child, sibling)
 
     def _become_child(self, parent: int) -> None:
         """Nothing of the supervisor stays but what was imported."""
@@ -221,6 +226,13 @@ class Supervisor:
         with above, below:
             hand(control.leash, worker.number, above)
             hand(worker.leash, worker.number, below)
+
+    def _introduce(self, one: _Child, other: _Child) -> None:
+        """A link between two workers, for connections between their pods; each hears the other's number."""
+        left, right = socket_pair()
+        with left, right:
+            hand(one.leash, other.number, left)
+            hand(other.leash, one.number, right)
 
     def _reap(self) -> None:
         while True:

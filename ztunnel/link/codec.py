@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from ztunnel.link.messages import Answer, Counters, Down, OpenConnection, PodAdded, Up
+from ztunnel.link.messages import Answer, Counters, Down, JoinOffered, OpenConnection, PodAdded, Sideways, Up
 
 Out = TypeVar("Out")
 In = TypeVar("In")
 
-_FD_FIELDS: dict[type, str] = {PodAdded: "netns_fd"}
+_FD_FIELDS: dict[type, str] = {PodAdded: "netns_fd", JoinOffered: "sock_fd"}
 """Messages that hand over a descriptor, and the field that holds it."""
 _ENCODER = msgspec.msgpack.Encoder()
 _CONNECTIONS = tuple[OpenConnection, ...]
@@ -77,3 +77,5 @@ CONTROL: Codec[Down, Up] = Codec(Up)
 """The control half's end."""
 WORKER: Codec[Up, Down] = Codec(Down)
 """A worker's end."""
+SIBLING: Codec[Sideways, Sideways] = Codec(Sideways)
+"""Either end between two workers."""

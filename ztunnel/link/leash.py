@@ -26,7 +26,7 @@ _ANCILLARY = socket.CMSG_LEN(struct.calcsize("i"))
 
 class Handed(NamedTuple):
     number: int
-    """The worker at the other end, or whose end this is."""
+    """The worker at the other end; a worker's own number says that the control half is there."""
     sock: socket.socket
 
 

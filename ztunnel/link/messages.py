@@ -1,4 +1,4 @@
-"""Every message that crosses between the control half and a worker.
+"""Every message that crosses between the control half and a worker, or between two workers of one agent.
 
 One ordered stream each way. Messages are frozen values; what a message says is complete in itself, so that a
 recorded stream can be played into a worker and nothing else is needed. `VERSION` changes when an old peer could
@@ -226,6 +226,60 @@ class Drained(msgspec.Struct, frozen=True, tag=True):
     cut: int
 
 
+# ---- sideways: between two workers of one agent, whose pods may talk to each other ----
+
+
+class PodAddresses(msgspec.Struct, frozen=True, tag=True):
+    """All addresses of the sender's pods; the latest message counts."""
+
+    ips: tuple[str, ...]
+
+
+class JoinOffered(msgspec.Struct, frozen=True, tag=True):
+    """The sender serves the request that carries `token`; here is its application's socket. See JoinAnswered."""
+
+    id: int
+    """The sender's own number; messages of both sides use it."""
+    token: str
+    sock_fd: int | None
+
+
+class JoinAnswered(msgspec.Struct, frozen=True, tag=True):
+    """Whether the sender carries the bytes from now on, from its application's socket to the one that was offered."""
+
+    id: int
+    taken: bool
+
+
+class JoinCut(msgspec.Struct, frozen=True, tag=True):
+    """The offered end's leash is over: reset both applications. Answered by JoinEnded."""
+
+    id: int
+    why: str
+    flag: str
+
+
+class JoinEnded(msgspec.Struct, frozen=True, tag=True):
+    """The last word on a join that was taken: its byte counts, and its error unless both directions ended with FIN."""
+
+    id: int
+    bytes_up: int
+    """From the client's application to the server's."""
+    bytes_down: int
+    error: str
+    flag: str
+
+
+class JoinCountsWanted(msgspec.Struct, frozen=True, tag=True):
+    """Answered by JoinCounts."""
+
+
+class JoinCounts(msgspec.Struct, frozen=True, tag=True):
+    """Bytes (up, down) so far of every open join that the sender carries for the receiver, by id."""
+
+    counts: Mapping[int, tuple[int, int]]
+
+
 Down = (
     PodAdded
     | PodRemoved
@@ -240,3 +294,4 @@ Down = (
     | Ask
 )
 Up = Serving | PodReady | PodFailed | PodGone | CertificateWanted | EdgeDefined | Counters | Flows | Answer | Drained
+Sideways = PodAddresses | JoinOffered | JoinAnswered | JoinCut | JoinEnded | JoinCountsWanted | JoinCounts

@@ -28,8 +28,8 @@ from typing import TypeVar
 import trio
 
 from ztunnel.link.channel import MAX_QUEUED_FLOWS, Channel, ChannelClosed, VersionMismatch, flow_count
-from ztunnel.link.codec import CONTROL, WORKER, Codec, UndecodableError
-from ztunnel.link.messages import VERSION, Down, Up
+from ztunnel.link.codec import CONTROL, SIBLING, WORKER, Codec, UndecodableError
+from ztunnel.link.messages import VERSION, Down, Sideways, Up
 
 Out = TypeVar("Out")
 In = TypeVar("In")
@@ -59,6 +59,11 @@ def control_end(sock: socket.socket, max_queued_flows: int = MAX_QUEUED_FLOWS) -
 def worker_end(sock: socket.socket, max_queued_flows: int = MAX_QUEUED_FLOWS) -> Channel[Up, Down]:
     """A worker's end, likewise."""
     return UnixChannel(sock, WORKER, max_queued_flows)
+
+
+def sibling_end(sock: socket.socket) -> UnixChannel[Sideways, Sideways]:
+    """Either worker's end of a link between two of them, likewise."""
+    return UnixChannel(sock, SIBLING, MAX_QUEUED_FLOWS)
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -112,6 +117,9 @@ class UnixChannel(Channel[Out, In]):
     @property
     def lost_flows(self) -> int:
         return self._dropped + self._dropped_there
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
 
     # ---- sending ----
 
@@ -182,14 +190,21 @@ class UnixChannel(Channel[Out, In]):
     async def receive(self) -> In:
         await trio.lowlevel.checkpoint()
         while True:
+            message = self.receive_nowait()
+            if message is not None:
+                return message
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._sock)
+
+    def receive_nowait(self) -> In | None:
+        """For those who know when the socket is readable; None when no message is complete yet. Raises as `receive`."""
+        while True:
             if self._closed:
                 raise ChannelClosed("this end of the link is closed")
             try:
                 size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                with contextlib.suppress(trio.ClosedResourceError):
-                    await trio.lowlevel.wait_readable(self._sock)
-                continue
+                return None
             except ConnectionResetError:
                 continue  # told once, where the other end did not read everything; what it sent is still there
             fds = _received_fds(ancillary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
@@ -44,17 +45,24 @@ from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.ledger import Ledger
 from ztunnel.worker.proxy.pod import NodeListeners, Pod
 from ztunnel.worker.proxy.recheck import Recheck
+from ztunnel.worker.proxy.siblings import LAST_WORD
 from ztunnel.worker.state.store import Store
 
 log = logging.getLogger("ztunnel.worker")
 
 
-async def run(link: Channel[Up, Down], settings: Settings, loop: Loop | None = None) -> None:
+Siblings = AsyncIterable[tuple[int, socket.socket]]
+"""Links to the other workers of the agent as they come and go, each with the other one's number."""
+
+
+async def run(
+    link: Channel[Up, Down], settings: Settings, loop: Loop | None = None, *, siblings: Siblings | None = None
+) -> None:
     """A worker: plays `link`'s messages until Drain has been answered or the link closes.
 
     `loop` is the host of this trio run (`driver.host`); without one the worker makes its own and drives it.
     """
-    await serve(_only(link), settings, loop)
+    await serve(_only(link), settings, loop, siblings=siblings)
 
 
 async def _only(link: Channel[Up, Down]) -> AsyncIterator[Channel[Up, Down]]:
@@ -66,6 +74,7 @@ async def serve(
     settings: Settings,
     loop: Loop | None = None,
     *,
+    siblings: Siblings | None = None,
     set_log_filter: Callable[[str], None] = lambda spec: None,
 ) -> None:
     """A worker that outlives its control halves: plays one link after the other, and serves on in between.
@@ -79,6 +88,8 @@ async def serve(
             worker = Worker(loop, settings, nursery, set_log_filter)
             if not hosted:
                 nursery.start_soon(drive, loop)
+            if siblings is not None:
+                nursery.start_soon(worker.meet, siblings)
             try:
                 async for link in links:
                     await worker.play(link)
@@ -140,6 +151,10 @@ class Worker:
             self._take(message)
         self._link = None
 
+    async def meet(self, siblings: Siblings) -> None:
+        async for number, sock in siblings:
+            self._kit.joins.meet(self._kit, number, sock)
+
     def _take(self, message: Down) -> None:
         match message:
             case StateSlice():
@@ -159,7 +174,10 @@ class Worker:
             case CertificateForgotten():
                 self._kit.certificates.forget(message.identity)
             case Ask():
-                self._answer(message)
+                if self._kit.joins.lends:
+                    self._nursery.start_soon(self._answer_later, message)
+                else:
+                    self._answer(message)
             case Drain():
                 self._stop_accepting()
                 self._nursery.start_soon(self._drain, message)
@@ -206,6 +224,11 @@ class Worker:
             for pod in self._pods.values():
                 pod.accept()
 
+    async def _answer_later(self, message: Ask) -> None:
+        """Once the other workers have said how much they carried for us."""
+        await self._kit.joins.refresh()
+        self._answer(message)
+
     def _answer(self, message: Ask) -> None:
         kit = self._kit
         if message.question is Question.CONNECTIONS:
@@ -240,6 +263,8 @@ class Worker:
         for carried in left:
             carried.abort(f"closed at the drain deadline of {message.deadline:g} s")
         await trio.lowlevel.checkpoint()
+        with trio.move_on_after(2 * LAST_WORD):  # other workers have the last word on what they carry for us
+            await kit.connections.wait_empty()
         kit.ledger.flush()
         self._send(Drained(len(left)))
 
@@ -248,5 +273,6 @@ class Worker:
         for pod in list(self._pods.values()):
             pod.close("the proxy stops")
         self._pods.clear()
+        self._kit.joins.close()
         self._kit.keepalive.stop()
         self._kit.pipes.close()

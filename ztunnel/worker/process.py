@@ -1,21 +1,25 @@
 """A worker as a process of its own: what it is besides `main.serve`.
 
-Its supervisor gives it links over the leash, one control half after the other, and ends it by letting the leash go.
+Its supervisor gives it links over the leash, to one control half after the other and to the other workers, and ends
+it by letting the leash go.
 Signals that are meant for the agent are the supervisor's business. The engine's loop is the main loop, trio its guest.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+import trio
+
 from ztunnel.config.settings import Settings
 from ztunnel.core.errors import PlatformError
 from ztunnel.link.channel import Channel, VersionMismatch
-from ztunnel.link.leash import handed
+from ztunnel.link.leash import Handed, handed
 from ztunnel.link.messages import Down, Up
 from ztunnel.link.unix import worker_end
 from ztunnel.linux.enter import set_process_name
@@ -43,7 +47,7 @@ def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: C
     loop = Loop()
     with leash:
         try:
-            host(loop, partial(main.serve, _links(leash), settings, loop, set_log_filter=set_log_filter))
+            host(loop, partial(_serve, number, leash, settings, loop, set_log_filter))
         except BaseExceptionGroup as group:
             cause = first_cause(group)
             if not isinstance(cause, VersionMismatch):
@@ -54,8 +58,29 @@ def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: C
             ) from None
 
 
-async def _links(leash: socket.socket) -> AsyncIterator[Channel[Up, Down]]:
-    async for each in handed(leash):
+async def _serve(
+    number: int, leash: socket.socket, settings: Settings, loop: Loop, set_log_filter: Callable[[str], None]
+) -> None:
+    controls, to_controls = _line()
+    siblings, to_siblings = _line()
+
+    async def sort() -> None:
+        with to_controls, to_siblings:
+            async for each in handed(leash):
+                (to_controls if each.number == number else to_siblings).send_nowait(each)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sort)
+        await main.serve(_links(controls), settings, loop, siblings=siblings, set_log_filter=set_log_filter)
+
+
+def _line() -> tuple[trio.MemoryReceiveChannel[Handed], trio.MemorySendChannel[Handed]]:
+    send, receive = trio.open_memory_channel[Handed](math.inf)
+    return receive, send
+
+
+async def _links(controls: trio.MemoryReceiveChannel[Handed]) -> AsyncIterator[Channel[Up, Down]]:
+    async for each in controls:
         link = worker_end(each.sock)
         try:
             yield link

@@ -14,7 +14,7 @@ from ztunnel.core.model.identity import Identity
 from ztunnel.core.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
 from ztunnel.core.model.service import CidrVip, HealthPolicy, LoadBalancer, Scope, WeightedWaypoint
 from ztunnel.core.model.workload import GatewayAddress
-from ztunnel.link.codec import CONTROL, WORKER, UndecodableError
+from ztunnel.link.codec import CONTROL, SIBLING, WORKER, UndecodableError
 from ztunnel.link.messages import (
     Answer,
     Ask,
@@ -28,9 +28,16 @@ from ztunnel.link.messages import (
     Drained,
     EdgeDefined,
     Flows,
+    JoinAnswered,
+    JoinCounts,
+    JoinCountsWanted,
+    JoinCut,
+    JoinEnded,
+    JoinOffered,
     LogFilter,
     OpenConnection,
     PodAdded,
+    PodAddresses,
     PodFailed,
     PodGone,
     PodReady,
@@ -39,6 +46,7 @@ from ztunnel.link.messages import (
     Question,
     Resync,
     Serving,
+    Sideways,
     StateSlice,
     StateSynced,
     Up,
@@ -127,9 +135,19 @@ UP: list[Up] = [
     Answer(3, {"connections": 4}),
     Drained(0),
 ]
+SIDEWAYS: list[Sideways] = [
+    PodAddresses(("10.0.0.1", "fd00::1")),
+    JoinOffered(1, "token", None),
+    JoinAnswered(1, True),
+    JoinCut(1, "no", "DENY"),
+    JoinEnded(1, 1 << 40, 2, "", "-"),
+    JoinCountsWanted(),
+    JoinCounts({1: (2, 3)}),
+]
 
 
 def test_no_message_is_forgotten_here() -> None:
+    assert {type(message) for message in SIDEWAYS} == set(typing.get_args(Sideways))
     assert {type(message) for message in DOWN} == set(typing.get_args(Down))
     assert {type(message) for message in UP} == set(typing.get_args(Up))
 
@@ -146,6 +164,17 @@ def test_what_goes_up_is_the_same_above(message: Up) -> None:
     got = CONTROL.decode(WORKER.encode(message).data, [])
     assert got == message
     assert repr(got) == repr(message)
+
+
+@pytest.mark.parametrize("message", SIDEWAYS, ids=lambda message: type(message).__name__)
+def test_what_goes_sideways_is_the_same_beside(message: Sideways) -> None:
+    assert SIBLING.decode(SIBLING.encode(message).data, []) == message
+
+
+def test_a_socket_goes_beside_its_offer() -> None:
+    encoded = SIBLING.encode(JoinOffered(1, "token", 5))
+    assert encoded.fd == 5
+    assert SIBLING.decode(encoded.data, [11]) == JoinOffered(1, "token", 11)
 
 
 def test_a_gateway_keeps_the_kind_of_its_destination() -> None:

@@ -70,6 +70,17 @@ async def test_a_descriptor_is_handed_over(link: Pair) -> None:
     os.close(got.netns_fd)
 
 
+async def test_who_waits_otherwise_takes_what_is_there(link: Pair) -> None:
+    control, worker = link
+    assert isinstance(worker, unix.UnixChannel)
+    assert worker.receive_nowait() is None  # its greeting is no message
+    control.send(StateSynced())
+    control.close()
+    assert worker.receive_nowait() == StateSynced()
+    with pytest.raises(ChannelClosed):
+        worker.receive_nowait()
+
+
 async def test_every_descriptor_stays_with_its_message(link: Pair) -> None:
     control, worker = link
     for number in range(20):

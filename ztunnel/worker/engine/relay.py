@@ -185,12 +185,23 @@ class _Half:
 
 
 class Relay:
-    """Joins `near` (who connected) and `far` (where it goes); owns both. `done(ending)` is called once."""
+    """Joins `near` (who connected) and `far` (where it goes); owns both. `done(ending)` is called once.
 
-    __slots__ = ("_done", "_down", "_far", "_far_events", "_loop", "_near", "_near_events", "_up", "closed")
+    `shared`: another process has descriptors of these sockets too. Closing ours would not take them out of the epoll
+    set, which would go on telling of them, by numbers that are others' by then; so they are taken out first.
+    """
+
+    __slots__ = ("_done", "_down", "_far", "_far_events", "_loop", "_near", "_near_events", "_shared", "_up", "closed")
 
     def __init__(
-        self, loop: Loop, pipes: Pipes, near: socket.socket, far: socket.socket, done: Callable[[Ending], None]
+        self,
+        loop: Loop,
+        pipes: Pipes,
+        near: socket.socket,
+        far: socket.socket,
+        done: Callable[[Ending], None],
+        *,
+        shared: bool = False,
     ) -> None:
         # Not `clear`: frames of a tunnel may wait there for the end of the turn.
         view = loop.scratch.cipher_view[:COPY_SIZE]
@@ -198,6 +209,7 @@ class Relay:
         self._near = near
         self._far = far
         self._done = done
+        self._shared = shared
         self._up = _Half(near, far, view, pipes)
         self._down = _Half(far, near, view, pipes)
         self._near_events = self._far_events = IN
@@ -289,5 +301,7 @@ class Relay:
         for sock in (self._near, self._far):
             if not ending.ok:
                 abort_on_close(sock)
+            if self._shared:
+                self._loop.remove(sock.fileno())
             self._loop.close(sock)
         self._done(ending)

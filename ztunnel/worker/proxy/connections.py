@@ -178,11 +178,15 @@ class Carried:
         self.ended(Ending(refusal.why, refusal.flag))
 
     def abort(self, why: str, flag: str = "CONNECT") -> None:
-        """End it now, whatever carries it: a reset to both sides."""
+        """End it now, whatever carries it: a reset to both sides.
+
+        Where another worker carries the bytes, the record waits for its last word.
+        """
         carrier = self.carrier
         if carrier is not None:
             carrier.abort(why, flag)
-        self.ended(Ending(why, flag))
+        if not isinstance(carrier, JoinEnd) or not carrier.outstanding:
+            self.ended(Ending(why, flag))
 
     # ---- what it looks like ----
 

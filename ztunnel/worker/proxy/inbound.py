@@ -243,9 +243,10 @@ class Peer:
                 why = f"cannot connect to {delivery.target}: {error.strerror}"
                 self._refuse(stream, carried, Refusal("CONNECT", 503, why))
                 return
-            if not kit.joins.accept(kit, headers, carried, stream, sock):
+            answer = self.role.answer(own)
+            if not kit.joins.accept(kit, headers, carried, stream, sock, answer):
                 stream.attach(sock)
-            self.tunnel.accept(stream, self.role.answer(own), carried)
+                self.tunnel.accept(stream, answer, carried)
 
         carried.dial(sock, delivery.target, connected)
 

@@ -285,6 +285,18 @@ def test_abort_resets_both_and_is_told_once(loop: Loop, pipes: Pipes) -> None:
         assert joined.endings == [Ending("denied by policy", "DENY")]
 
 
+def test_sockets_that_another_process_has_too_are_heard_of_no_more(loop: Loop, pipes: Pipes) -> None:
+    client, near = tcp_pair()
+    far, server = tcp_pair()
+    copy = far.dup()
+    relay = Relay(loop, pipes, near, far, lambda ending: None, shared=True)
+    with client, server, copy:
+        server.sendall(b"never read")
+        relay.abort("enough")
+        loop.turn(0)
+        assert loop.turn(0) == 0
+
+
 def test_pipes_are_capped_and_lent_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIPES", 2)
     pipes = Pipes()
