@@ -16,16 +16,12 @@ Failures of the peer raise `Violation`, here or in the parser, and end in one pl
 from __future__ import annotations
 
 import socket
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import h2.config
-import h2.connection
-import h2.events
-import h2.exceptions
-import h2.settings
 import hpack
 
 from ztunnel.core.wire import frames
+from ztunnel.worker.engine.agreement import Agreement, Code, Settings
 from ztunnel.worker.engine.budget import PER_BYTE, PER_CONNECTION, Budget
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.loop import IN, Loop
@@ -37,15 +33,6 @@ SMALL_INCREMENT = 1024
 """WINDOW_UPDATEs below this cost budget, unless they give back what was sent."""
 GOAWAY_GRACE = 1.0
 """Seconds between the first GOAWAY of a drain and the one that names the last stream (RFC 9113 section 6.8)."""
-
-
-class Settings(NamedTuple):
-    """What we tell the peer; sizes in bytes."""
-
-    stream_window: int = 4 * 1024 * 1024
-    connection_window: int = 16 * 1024 * 1024
-    frame_size: int = 1024 * 1024
-    max_streams: int = 200
 
 
 class TunnelOwner(Protocol):
@@ -105,29 +92,13 @@ class Tunnel(FrameParser):
         self._table_notice: bytes | None = None
         """What the next header block must say about the dynamic table; empty when it has been said."""
         self._budget = Budget(loop.now)
-        self._h2 = self._connection()
+        self._agreement = Agreement(settings, client=client)
         self._open(client=client)
 
     def __repr__(self) -> str:
         role = "client" if self.client else "server"
         state = "closed" if self.closed else "draining" if self.draining else "open" if self.settled else "starting"
         return f"<Tunnel {role} {state}, {len(self.streams)} streams>"
-
-    def _connection(self) -> Any:
-        connection = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=self.client, validate_inbound_headers=False)
-        )
-        values: dict[h2.settings.SettingCodes, int] = {
-            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: self.settings.stream_window,
-            h2.settings.SettingCodes.MAX_FRAME_SIZE: self.settings.frame_size,
-            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST,
-        }
-        if self.client:
-            values[h2.settings.SettingCodes.ENABLE_PUSH] = 0
-        else:
-            values[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = self.settings.max_streams
-        connection.local_settings = h2.settings.Settings(client=self.client, initial_values=values)
-        return connection
 
     # ---- opening streams (client) ----
 
@@ -194,8 +165,7 @@ class Tunnel(FrameParser):
 
     def _on_secured(self) -> None:
         self.owner.secured(self)
-        self._h2.initiate_connection()
-        self.write(self._h2.data_to_send())
+        self.write(self._agreement.begin())
         extra = self.settings.connection_window - frames.DEFAULT_WINDOW
         if extra > 0:
             self.write(frames.window_update(0, extra))
@@ -277,8 +247,6 @@ class Tunnel(FrameParser):
             return self._parse(end)
         except Violation as violation:
             self._condemn(violation.code, str(violation))
-        except h2.exceptions.ProtocolError as error:
-            self._condemn(int(error.error_code or frames.PROTOCOL_ERROR), str(error))
         except hpack.exceptions.HPACKError as error:
             self._condemn(0x9, f"header compression: {error}")
         return end
@@ -287,7 +255,7 @@ class Tunnel(FrameParser):
         self.close(Ending(f"the peer broke HTTP/2: {text} ({frames.error_name(code)})", "H2_HANDSHAKE_FAILURE"), code)
 
     def _preface_received(self) -> None:
-        self._h2.receive_data(frames.PREFACE)
+        self._agreement.preface_received()
 
     # ---- DATA ----
 
@@ -404,23 +372,20 @@ class Tunnel(FrameParser):
         stream.reset_received(code)
 
     def _connection_frame(self, whole: bytes) -> None:
-        """SETTINGS and PING belong to the h2 library."""
+        """SETTINGS and PING: the agreement's."""
         if self.settled:
             self._unproductive("SETTINGS and PING frames")
-        for event in self._h2.receive_data(whole):
+        for changed in self._agreement.receive(whole):
             if self.closed:
                 return
-            if isinstance(event, h2.events.RemoteSettingsChanged):
-                self._settings(event.changed_settings)
-        answer = self._h2.data_to_send()
+            self._settings(changed)
+        answer = self._agreement.answer()
         if answer:
             self.write(answer)
 
-    def _settings(self, changed: dict[Any, Any]) -> None:
-        codes = h2.settings.SettingCodes
-        for code, setting in changed.items():
-            value = setting.new_value
-            if code == codes.INITIAL_WINDOW_SIZE:
+    def _settings(self, changed: dict[Code, int]) -> None:
+        for code, value in changed.items():
+            if code == Code.INITIAL_WINDOW_SIZE:
                 difference = value - self._peer_window
                 self._peer_window = value
                 for stream in self.streams.values():
@@ -428,16 +393,16 @@ class Tunnel(FrameParser):
                     if stream.window > frames.MAX_WINDOW:
                         raise Violation(frames.FLOW_CONTROL_ERROR, f"the window of stream {stream.id}")
                 self._resume()
-            elif code == codes.MAX_FRAME_SIZE:
+            elif code == Code.MAX_FRAME_SIZE:
                 self.peer_frame = value
-            elif code == codes.HEADER_TABLE_SIZE:
+            elif code == Code.HEADER_TABLE_SIZE:
                 # We never use the table, but a peer that makes it smaller must be told so (RFC 7541 section 4.2).
                 if value < frames.DEFAULT_HEADER_TABLE and self._table_notice is None:
                     self._table_notice = frames.NO_HEADER_TABLE
-            elif code == codes.MAX_CONCURRENT_STREAMS:
+            elif code == Code.MAX_CONCURRENT_STREAMS:
                 self.peer_max_streams = value
         if not self.settled:
-            if codes.MAX_CONCURRENT_STREAMS not in changed:
+            if Code.MAX_CONCURRENT_STREAMS not in changed:
                 self.peer_max_streams = frames.MAX_WINDOW
             self.settled = True
             self.owner.ready(self)

@@ -10,6 +10,7 @@ A peer that breaks a rule raises Violation, with the RFC's error code.
 from __future__ import annotations
 
 import socket
+from abc import abstractmethod
 
 import hpack
 
@@ -52,36 +53,41 @@ class FrameParser(Transport):
 
     # ---- what the subclass makes of it ----
 
+    @abstractmethod
     def _preface_received(self) -> None:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """The client's preface is complete and right."""
 
+    @abstractmethod
     def _begin_data(self, stream_id: int, length: int, payload: int, flags: int) -> None:
         """The header of a DATA frame: `length` counts against the windows, `payload` of it will be delivered."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _deliver(self, view: memoryview) -> None:
         """A piece of the payload; the last one when `_data_left` is 0."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _headers(self, stream_id: int, flags: int, headers: Headers) -> None:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """A whole header list; `flags` are those of its HEADERS frame."""
 
+    @abstractmethod
     def _window_update(self, stream_id: int, increment: int) -> None:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """For the connection when `stream_id` is 0."""
 
+    @abstractmethod
     def _reset(self, stream_id: int, code: int) -> None:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """RST_STREAM."""
 
+    @abstractmethod
     def _connection_frame(self, whole: bytes) -> None:
         """SETTINGS or PING."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _goaway(self, last_stream_id: int, code: int) -> None:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """GOAWAY; its text is not looked at."""
 
+    @abstractmethod
     def _unproductive(self, what: str, cost: float = 1.0) -> None:
         """A frame that carries nothing; raises Violation when there were too many."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     # ---- frames ----
 

@@ -7,6 +7,7 @@ gets decrypted bytes in the loop's scratch buffer and writes frames into it.
 from __future__ import annotations
 
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
 
 from ztunnel.core.errors import TlsError
@@ -24,7 +25,7 @@ FRAMES_PER_READ = 4096
 """Frames of one read that are handled without a look at other connections; more make the next read smaller."""
 
 
-class Transport:
+class Transport(ABC):
     """Sealed bytes between a socket and the scratch buffers of its loop."""
 
     def __init__(self, loop: Loop, sock: socket.socket, session: Session) -> None:
@@ -43,21 +44,21 @@ class Transport:
 
     # ---- what the subclass does with it ----
 
+    @abstractmethod
     def _on_secured(self) -> None:
         """The TLS handshake is complete."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _on_plain(self, end: int) -> int:
         """Bytes lie in `scratch.plain[:end]`; how many were used up. The rest comes again with the next read."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _on_unblocked(self) -> None:
         """The socket takes bytes again."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def close(self, ending: Ending) -> None:
         """End it now; called for every failure of the transport too."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     # ---- life ----
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 
 from ztunnel.config.settings import Settings
-from ztunnel.worker.engine import h2
+from ztunnel.worker.engine.agreement import Settings as TunnelSettings
 from ztunnel.worker.engine.keepalive import Keepalive
 from ztunnel.worker.engine.loop import Deadlines, Loop
 from ztunnel.worker.engine.relay import Pipes
@@ -61,7 +61,7 @@ class Kit:
             congestion=settings.tcp_congestion,
             notsent_lowat=settings.tcp_notsent_lowat,
         )
-        self.tunnel_settings = h2.Settings(
+        self.tunnel_settings = TunnelSettings(
             stream_window=settings.http2_stream_window_size,
             connection_window=settings.http2_connection_window_size,
             frame_size=settings.http2_frame_size,

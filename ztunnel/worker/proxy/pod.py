@@ -28,6 +28,10 @@ from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.outbound import Outbound
 from ztunnel.worker.proxy.passthrough import Passthrough
 
+Take = Callable[[socket.socket, Any], None]
+"""Takes an accepted socket and its peer's address; owns the socket."""
+
+LISTEN_BACKLOG = 1024
 WORKLOAD_WAIT = 5.0
 """Seconds that a connection waits for the pod's own workload to become known; as long as in Istio's ztunnel."""
 
@@ -50,7 +54,7 @@ class Pod:
         self._workload: Workload | None = None
         self._revision = -1
         self._listeners: list[Listener] = []
-        self._bound: list[tuple[socket.socket, Callable[[socket.socket, Any], None]]] = []
+        self._bound: list[tuple[socket.socket, Take]] = []
         self.outbound = Outbound(kit, self)
         self.inbound = Inbound(kit, self)
         self.passthrough = Passthrough(kit, self)
@@ -221,16 +225,13 @@ def bind(kit: Kit, port: int, netns: int | None, mark: int | None, capture: Capt
     return sock
 
 
-LISTEN_BACKLOG = 1024
-
-
 class NodeListeners:
     """The listeners in the node's own namespace, shared by all pods that are captured there."""
 
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
         self._pods: dict[str, Pod] = {}
-        self._bound: list[tuple[socket.socket, Callable[[socket.socket, Any], None]]] = []
+        self._bound: list[tuple[socket.socket, Take]] = []
         self._listeners: list[Listener] = []
 
     def add(self, pod: Pod) -> None:
@@ -258,10 +259,10 @@ class NodeListeners:
 
     def _bind(self) -> None:
         settings = self._kit.settings
-        roles = (
-            (settings.outbound_port, self._take_outbound),
-            (settings.inbound_plaintext_port, self._take_plain),
-            (settings.inbound_port, self._take_inbound),
+        roles: tuple[tuple[int, Take], ...] = (
+            (settings.outbound_port, self._taker(_source_ip, lambda pod: pod.outbound.take)),
+            (settings.inbound_plaintext_port, self._taker(_own_ip, lambda pod: pod.passthrough.take)),
+            (settings.inbound_port, self._taker(_own_ip, lambda pod: pod.inbound.take)),
         )
         try:
             for port, take in roles:
@@ -272,28 +273,23 @@ class NodeListeners:
             self._bound.clear()
             raise
 
-    def _take_outbound(self, sock: socket.socket, peer: Any) -> None:
-        pod = self._pods.get(from_sockaddr(peer).ip)
-        if pod is None:
-            self._stranger(sock)
-        else:
-            pod.outbound.take(sock, peer)
+    def _taker(self, names: Callable[[socket.socket, Any], str], role: Callable[[Pod], Take]) -> Take:
+        """Gives a connection to the pod that one of its addresses names."""
 
-    def _take_plain(self, sock: socket.socket, peer: Any) -> None:
-        pod = self._pods.get(from_sockaddr(sock.getsockname()).ip)
-        if pod is None:
-            self._stranger(sock)
-        else:
-            pod.passthrough.take(sock, peer)
+        def take(sock: socket.socket, peer: Any) -> None:
+            pod = self._pods.get(names(sock, peer))
+            if pod is not None:
+                role(pod)(sock, peer)
+                return
+            abort_on_close(sock)  # of no pod that is enrolled: it should not have been captured
+            self._kit.loop.close(sock)
 
-    def _take_inbound(self, sock: socket.socket, peer: Any) -> None:
-        pod = self._pods.get(from_sockaddr(sock.getsockname()).ip)
-        if pod is None:
-            self._stranger(sock)
-        else:
-            pod.inbound.take(sock, peer)
+        return take
 
-    def _stranger(self, sock: socket.socket) -> None:
-        """Of no pod that is enrolled: it should not have been captured."""
-        abort_on_close(sock)
-        self._kit.loop.close(sock)
+
+def _source_ip(_sock: socket.socket, peer: Any) -> str:
+    return from_sockaddr(peer).ip
+
+
+def _own_ip(sock: socket.socket, _peer: Any) -> str:
+    return from_sockaddr(sock.getsockname()).ip
