@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -115,14 +115,16 @@ async def one_node(topology: Topology, settings: Settings = SETTINGS) -> AsyncIt
 
 
 @asynccontextmanager
-async def two_workers(topology: Topology, settings: Settings = SETTINGS) -> AsyncIterator[Mesh]:
-    """One node whose pods live in different workers, linked as the supervisor does it."""
+async def two_workers(
+    topology: Topology, settings: Settings = SETTINGS, ends: Sequence[socket.socket] = ()
+) -> AsyncIterator[Mesh]:
+    """One node whose pods live in different workers, linked as the supervisor does it, or by these `ends`."""
     client, server = await trio.to_thread.run_sync(
         lambda: (topology.pod("client", CLIENT_IP), topology.pod("server", SERVER_IP))
     )
     await trio.to_thread.run_sync(redirect_output, client)
     pki = MeshPki()
-    left, right = socket_pair()
+    left, right = ends or socket_pair()
     async with AsyncExitStack() as stack:
         near = await stack.enter_async_context(open_worker(settings, pki, [(1, left)]))
         far = await stack.enter_async_context(open_worker(settings, pki, [(0, right)]))
