@@ -6,11 +6,15 @@ import gc
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from netns_builder import Leftovers, Topology, become_root, in_user_namespace
 
 from ztunnel.core.errors import PlatformError
 from ztunnel.linux.netns import create_netns
+
+hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("same every time")
 
 _WHY_NOT_ROOT = become_root()
 """Done while the process has one thread: only then may it enter a user namespace."""
