@@ -262,6 +262,7 @@ class Control:
 
     async def _drain_workers(self) -> None:
         """Until nothing is open; once the drain is forced, no longer than it takes to close everything."""
+        self._pods.stop_proving()
         log.info("draining (%s): open connections have %.1f s", self._drain.why, self._drain.seconds_left())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hurry, nursery.cancel_scope)

@@ -2,7 +2,8 @@
 
 Theory of operation. A pod's task opens its network namespace, has capture rules installed, tells the worker to open
 the listeners (PodAdded, answered by PodReady or PodFailed), has the capture proven by a probe, and then sleeps until
-the namespace vanishes or nobody wants the pod any more. Whatever goes wrong is tried again every few seconds.
+the namespace vanishes or nobody wants the pod any more, but for a probe now and then: rules that somebody took out are
+put back. Whatever goes wrong is tried again every few seconds.
 
 Rules come first and go last: as long as a pod is to be served and is not, its connections are refused. They never
 travel in plain text because of a listener that is missing. For the same reason rules stay while the agent drains,
@@ -44,6 +45,8 @@ RETRY = 5.0
 """Seconds between two attempts (ztunnel: 5 s)."""
 POLL = 1.0
 """Seconds between two looks whether the namespaces are still there."""
+REPROVE = 15.0
+"""Seconds between two proofs that a pod which is up is still captured; each is one connection inside the pod."""
 ANSWER_TIMEOUT = 10.0
 """For the worker to open or close the listeners of one pod."""
 TAKE_DOWN_TIMEOUT = 20.0
@@ -149,6 +152,7 @@ class PodManager:
         leaves: Callable[[], bool] = lambda: False,
         retry: float = RETRY,
         poll: float = POLL,
+        reprove: float = REPROVE,
     ) -> None:
         self._send = send
         self._capture = capture
@@ -156,6 +160,7 @@ class PodManager:
         self._leaves = leaves
         self._retry = retry
         self._poll = poll
+        self._reprove = reprove
         self._entries: dict[str, _Entry] = {}
         self._talking: dict[str, _Entry] = {}
         """Who hears what the worker says of a uid: never two, even where one pod follows another."""
@@ -200,6 +205,10 @@ class PodManager:
         """A worker serves this pod already, by the word of an earlier control half."""
         if spec.uid not in self._entries:
             self._start(spec, origin, None).in_worker = True
+
+    def stop_proving(self) -> None:
+        """From now on listeners take nothing new, so that a probe would tell nothing."""
+        self._reprove = math.inf
 
     def disconnect(self) -> None:
         """The worker has ended, and its listeners with it: nobody answers any more."""
@@ -353,10 +362,39 @@ class PodManager:
             entry.release()
             entry.settled.set()
             log.info("pod %s is up, capture mode %s", entry.spec, entry.spec.capture.value)
-            await entry.vanished.wait()
+            await self._keep_captured(entry, netns)
         finally:
             entry.up = False
             await self._close(entry)
+
+    async def _keep_captured(self, entry: _Entry, netns: int | None) -> None:
+        """Until the namespace has vanished. Rules that somebody else took out (`nft flush ruleset`) are put back.
+
+        Connections stay as they are: a probe that fails is no reason to cut them.
+        """
+        while True:
+            with trio.move_on_after(self._reprove):
+                await entry.vanished.wait()
+                return
+            if math.isinf(self._reprove):
+                continue
+            try:
+                await self._capture.prove(entry.spec, netns)
+                entry.error = None
+            except ZtunnelError as error:
+                log.warning("%s; the rules are installed again", error)
+                await self._capture_again(entry, netns)
+
+    async def _capture_again(self, entry: _Entry, netns: int | None) -> None:
+        try:
+            await self._capture.install(entry.spec, netns)
+            await self._capture.prove(entry.spec, netns)
+        except ZtunnelError as error:
+            entry.error = error
+            log.error("pod %s is not captured: %s%s", entry.spec, error, f" ({error.hint})" if error.hint else "")
+        else:
+            entry.error = None
+            log.info("pod %s is captured again", entry.spec)
 
     async def _open(self, entry: _Entry, netns: int | None) -> None:
         """Open the listeners, or leave none."""

@@ -122,6 +122,27 @@ async def test_rules_come_first_then_listeners_then_the_proof(world: World, netn
     assert world.pods.statuses() == []
 
 
+async def test_rules_that_somebody_took_out_are_put_back_and_connections_stay(world: World, netns: Netns) -> None:
+    world.pods._reprove = 0.01
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await world.until_up("a")
+    world.failing["prove"] = 1
+    await until(lambda: world.story.count("install a") == 2)
+    await until(lambda: world.story[-1] == "prove a")
+    assert "close a" not in world.story
+
+
+async def test_a_pod_that_cannot_be_captured_again_says_why(world: World, netns: Netns) -> None:
+    world.pods._reprove = 0.01
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await world.until_up("a")
+    world.failing["prove"] = 1000
+    await until(lambda: world.pods.statuses()[0].why == "nothing arrived")
+    world.failing["prove"] = 0
+    await until(lambda: world.pods.statuses()[0].why == "")
+    assert "close a" not in world.story
+
+
 async def test_the_same_list_again_changes_nothing(world: World, netns: Netns) -> None:
     world.pods.replace(Origin.FILE, [spec(netns)])
     await world.until_up("a")
