@@ -15,8 +15,9 @@ from typing import Self, TypeVar
 from ztunnel.control.identity.ca import MemoryCa
 from ztunnel.core.model.identity import Identity
 from ztunnel.core.wire import frames
+from ztunnel.worker.engine.agreement import Settings
 from ztunnel.worker.engine.ending import Ending
-from ztunnel.worker.engine.h2 import Settings, Tunnel
+from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.engine.stream import Stream
 from ztunnel.worker.engine.tls import Context
