@@ -128,6 +128,14 @@ async def test_a_denied_peer_is_401_and_the_application_never_hears_of_it(topolo
     assert "allow policies exist, but none allowed" in flow.error
 
 
+async def assert_reset_at_once(p: Path) -> None:
+    """A tunnel to the server's pod is reset, perhaps before its connect() has returned."""
+    with suppress(ConnectionResetError):
+        sock = await run(lambda: p.client.connect(SERVER_IP, 15008, mark=MARK))
+        with sock:
+            assert await run(is_reset, sock)
+
+
 async def test_a_pod_that_the_mesh_does_not_know_is_503(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pod_module, "WORKLOAD_WAIT", 0.05)
     async with path(topology, near=None) as p:
@@ -136,8 +144,7 @@ async def test_a_pod_that_the_mesh_does_not_know_is_503(topology: Topology, monk
             p.far.play(StateSlice(removed_workloads=(SERVER.uid,)))
             await p.told()
             assert await run(peer.request, f"{SERVER_IP}:8080") == 503
-        with await run(lambda: p.client.connect(SERVER_IP, 15008, mark=MARK)) as sock:
-            assert await run(is_reset, sock)
+        await assert_reset_at_once(p)
         flows = [await p.far.flow(number) for number in (1, 2)]
     assert all(is_early(flow) for flow in flows)
     assert all("workload demo/server (server) is not known" in flow.error for flow in flows)
@@ -261,9 +268,7 @@ async def test_a_pod_without_certificate_closes_tunnels_that_come_in(topology: T
         p.far.issue = lambda identity: CertificateFailed(identity, "the token has expired")
         p.far.play(CertificateForgotten(SERVER.identity))
         await p.told()
-        with suppress(ConnectionResetError):  # the reset may come before connect() has returned
-            with await run(lambda: p.client.connect(SERVER_IP, 15008, mark=MARK)) as sock:
-                assert await run(is_reset, sock)
+        await assert_reset_at_once(p)
         flow = await p.far.flow()
     assert flow.flag == "IDENTITY_ERROR"
     assert is_early(flow)
