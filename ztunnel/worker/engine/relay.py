@@ -32,6 +32,9 @@ _SPLICE_FLAGS = 1 | 2
 """SPLICE_F_MOVE | SPLICE_F_NONBLOCK (linux/splice.h)."""
 
 WANT_READ, WANT_WRITE, DONE = range(3)
+_SOURCE_EVENTS = (IN, 0, 0)
+_SINK_EVENTS = (0, OUT, 0)
+"""What a direction that wants to read, to write or nothing more watches its two sockets for."""
 PARKED = -1
 """In place of the events: the socket is not in the loop for now."""
 
@@ -87,7 +90,21 @@ class Pipes:
 class _Half:
     """One direction."""
 
-    __slots__ = ("bulk", "done", "eof", "pending", "pipe", "piped", "pipes", "sink", "small", "source", "total", "view")
+    __slots__ = (
+        "bulk",
+        "done",
+        "eof",
+        "pending",
+        "pipe",
+        "piped",
+        "pipes",
+        "sink",
+        "small",
+        "source",
+        "total",
+        "view",
+        "wanted",
+    )
 
     def __init__(self, source: socket.socket, sink: socket.socket, view: memoryview, pipes: Pipes) -> None:
         self.source = source
@@ -99,6 +116,7 @@ class _Half:
         self.pending: bytes | None = None
         self.bulk = self.eof = self.done = False
         self.small = 0
+        self.wanted = WANT_READ
         self.total = 0
 
     def pump(self) -> int:
@@ -232,13 +250,15 @@ class Relay:
 
     def on_near(self, event: int) -> None:
         if not self._only_hung_up(event, self._near, self._near_events):
-            self._pump()
+            reading = bool(event & ~OUT) and not self._up.done
+            self._pump(up=reading, down=bool(event & OUT) or not reading)
         elif not self.closed:
             self._near_events = PARKED
 
     def on_far(self, event: int) -> None:
         if not self._only_hung_up(event, self._far, self._far_events):
-            self._pump()
+            reading = bool(event & ~OUT) and not self._down.done
+            self._pump(up=bool(event & OUT) or not reading, down=reading)
         elif not self.closed:
             self._far_events = PARKED
 
@@ -253,38 +273,34 @@ class Relay:
             self._loop.remove(sock.fileno())
         return True
 
-    def _pump(self) -> None:
+    def _pump(self, *, up: bool, down: bool) -> None:
+        """Move what an event allows: only the direction that it is about, for a look at the other costs a call."""
         if self.closed:
             return
-        near = far = 0
         try:
-            if not self._up.done:
-                wanted = self._up.pump()
-                if wanted == WANT_READ:
-                    near = IN
-                elif wanted == WANT_WRITE:
-                    far = OUT
-            if not self._down.done:
-                wanted = self._down.pump()
-                if wanted == WANT_READ:
-                    far |= IN
-                elif wanted == WANT_WRITE:
-                    near |= OUT
+            if up and not self._up.done:
+                self._up.wanted = self._up.pump()
+            if down and not self._down.done:
+                self._down.wanted = self._down.pump()
         except OSError as error:
             self._close(Ending(f"a side of the connection was reset: {error.strerror}"))
             return
         if self._up.done and self._down.done:
             self._close(FINISHED)
             return
-        self._near_events = self._watch(self._near, self._near_events, near, self.on_near)
-        self._far_events = self._watch(self._far, self._far_events, far, self.on_far)
+        near = _SOURCE_EVENTS[self._up.wanted] | _SINK_EVENTS[self._down.wanted]
+        far = _SOURCE_EVENTS[self._down.wanted] | _SINK_EVENTS[self._up.wanted]
+        if near != self._near_events:
+            self._near_events = self._watch(self._near, self._near_events, near, self.on_near)
+        if far != self._far_events:
+            self._far_events = self._watch(self._far, self._far_events, far, self.on_far)
 
     def _watch(self, sock: socket.socket, watched: int, wanted: int, handler: Callable[[int], None]) -> int:
         if watched == PARKED:
             if not wanted:
                 return PARKED
             self._loop.add(sock.fileno(), wanted, handler)
-        elif watched != wanted:
+        else:
             self._loop.modify(sock.fileno(), wanted)
         return wanted
 
