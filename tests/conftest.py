@@ -12,7 +12,9 @@ from netns_builder import Leftovers, Topology, become_root, in_user_namespace
 
 from ztunnel.core.errors import PlatformError
 from ztunnel.linux.netns import create_netns
+from ztunnel.linux.rights import raise_open_files
 
+raise_open_files()  # hundreds of connections have both ends, and both agents, in this one process
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same every time")
 
