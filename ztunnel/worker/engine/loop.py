@@ -37,6 +37,9 @@ FAILED: int = select.EPOLLERR
 HUNG_UP: int = select.EPOLLHUP
 """Both directions of the socket have ended."""
 
+PARKED = -1
+"""What an owner notes in place of events for a socket that it has taken out of the loop for now."""
+
 EVENTS_PER_TURN = 128
 
 log = logging.getLogger("ztunnel.worker.engine.loop")

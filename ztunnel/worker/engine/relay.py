@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable
 
 from ztunnel.worker.engine.ending import FINISHED, Ending
-from ztunnel.worker.engine.loop import IN, OUT, Loop
+from ztunnel.worker.engine.loop import IN, OUT, PARKED, Loop
 from ztunnel.worker.engine.tcp import abort_on_close
 
 COPY_SIZE = 128 * 1024
@@ -35,8 +35,6 @@ WANT_READ, WANT_WRITE, DONE = range(3)
 _SOURCE_EVENTS = (IN, 0, 0)
 _SINK_EVENTS = (0, OUT, 0)
 """What a direction that wants to read, to write or nothing more watches its two sockets for."""
-PARKED = -1
-"""In place of the events: the socket is not in the loop for now."""
 
 
 class Pipe:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ztunnel.core.wire import frames
 from ztunnel.worker.engine.ending import FINISHED, RESET_BY_APPLICATION, RESET_BY_PEER, Ending
-from ztunnel.worker.engine.loop import FAILED, HUNG_UP, IN, OUT
+from ztunnel.worker.engine.loop import FAILED, HUNG_UP, IN, OUT, PARKED
 from ztunnel.worker.engine.scratch import READ_SIZE
 from ztunnel.worker.engine.tcp import abort_on_close
 
@@ -28,8 +28,6 @@ CORK_BELOW = 8 * 1024
 MAX_IOV = 64
 SMALL_PIECE = 16 * 1024
 """Queued pieces below this are joined: a peer's tiny frames must not cost more memory than the window says."""
-PARKED = -1
-"""In place of the events: the socket is not in the loop for now."""
 
 
 class StreamOwner(Protocol):
