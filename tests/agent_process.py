@@ -88,8 +88,9 @@ class Agent:
         return self._log.read_text()
 
     def access(self) -> list[dict[str, Any]]:
-        """Access-log lines so far."""
-        lines = (json.loads(line) for line in self.log().splitlines() if line.startswith("{"))
+        """Access-log lines so far; the agent may be in the middle of writing one."""
+        whole, _, _ = self.log().rpartition("\n")
+        lines = (json.loads(line) for line in whole.splitlines() if line.startswith("{"))
         return [line for line in lines if line.get("scope") == "access"]
 
 

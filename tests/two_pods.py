@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -84,9 +85,15 @@ async def mesh(topology: Topology, settings: Settings = SETTINGS) -> AsyncIterat
 
 
 async def talk(sock: socket.socket, data: bytes) -> bytes:
+    """Send, end, and read everything that comes back; a reset at any moment is a ConnectionResetError."""
+
     def exchange() -> bytes:
         sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # reset since; the read says so
+                raise
         got = bytearray()
         while piece := sock.recv(65536):
             got += piece
