@@ -231,11 +231,14 @@ class PlainSession:
     def start(self) -> int:
         return 0
 
-    def receive(self, size: int, start: int) -> int:
-        skip = 0 if self.established else 1
+    def shake_hands(self, size: int) -> int:
         self.established = True
-        self._scratch.plain[start : start + size - skip] = self._scratch.cipher_view[skip:size]
-        return start + size - skip
+        self._scratch.plain[: size - 1] = self._scratch.cipher_view[1:size]
+        return size - 1
+
+    def read(self, size: int, start: int) -> int:
+        self._scratch.plain[start : start + size] = self._scratch.cipher_view[:size]
+        return start + size
 
     def take_output(self) -> int:
         return 0

@@ -62,9 +62,8 @@ async def test_a_denied_caller_is_refused_as_between_nodes(topology: Topology) -
     async with one_node(topology) as m:
         m.near.play(StateSlice(policies=(DENY_CLIENT,)))
         with Acceptor(m.server, SERVER_IP, 8080) as app:
-            with pytest.raises(ConnectionResetError):
-                with await m.connect(VIP, 80) as sock:
-                    await talk(sock, b"x")
+            with pytest.raises(ConnectionResetError), await m.connect(VIP, 80) as sock:
+                await talk(sock, b"x")
             await m.near.flow(2)
             assert not app.seen
 

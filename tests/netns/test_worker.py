@@ -29,9 +29,8 @@ async def test_a_denied_caller_is_refused_before_the_application_is_reached(topo
     async with mesh(topology) as m:
         m.far.play(StateSlice(policies=(DENY_CLIENT,)))
         with Acceptor(m.server, SERVER_IP, 8080) as app:
-            with pytest.raises(ConnectionResetError):
-                with await m.connect(VIP, 80) as sock:
-                    await talk(sock, b"x")
+            with pytest.raises(ConnectionResetError), await m.connect(VIP, 80) as sock:
+                await talk(sock, b"x")
             outbound, inbound = await m.near.flow(), await m.far.flow()
             assert not app.seen
     assert inbound.flag == "DENY"

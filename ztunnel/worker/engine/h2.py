@@ -26,6 +26,7 @@ from ztunnel.worker.engine.budget import PER_BYTE, PER_CONNECTION, Budget
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.loop import IN, Loop
 from ztunnel.worker.engine.parser import MAX_HEADER_LIST, FrameParser, Headers, Violation
+from ztunnel.worker.engine.scratch import READ_SIZE
 from ztunnel.worker.engine.stream import Stream, StreamOwner
 from ztunnel.worker.engine.tls import Session
 
@@ -57,6 +58,37 @@ class TunnelOwner(Protocol):
 class Tunnel(FrameParser):
     """Client or server end of a tunnel. `streams` holds the open ones by id."""
 
+    __slots__ = (
+        "_agreement",
+        "_budget",
+        "_carried",
+        "_connection_window",
+        "_credit_below",
+        "_data",
+        "_data_end",
+        "_high_window",
+        "_last_peer_id",
+        "_next_id",
+        "_peer_window",
+        "_receive_window",
+        "_refuse_above",
+        "_stream_window",
+        "_table_notice",
+        "client",
+        "credit_step",
+        "draining",
+        "owner",
+        "paused",
+        "peer_frame",
+        "peer_max_streams",
+        "ping_sent_at",
+        "read_most",
+        "received_frames",
+        "settings",
+        "streams",
+        "window",
+    )
+
     def __init__(
         self, loop: Loop, sock: socket.socket, session: Session, owner: TunnelOwner, settings: Settings, *, client: bool
     ) -> None:
@@ -68,6 +100,8 @@ class Tunnel(FrameParser):
         self.paused: dict[int, Stream] = {}
         self.window = frames.DEFAULT_WINDOW
         self.peer_frame = frames.DEFAULT_MAX_FRAME
+        self.read_most = min(READ_SIZE, self.peer_frame)
+        """Most bytes of an application that one DATA frame takes."""
         self.peer_max_streams = 100
         """Until the peer says otherwise; no limit is announced by default, 100 is what it may at least expect."""
         self.credit_step = settings.stream_window // 4
@@ -80,11 +114,11 @@ class Tunnel(FrameParser):
         self._next_id = 1
         self._last_peer_id = 0
         self._refuse_above = frames.MAX_WINDOW
-        self._connection_received = 0
         # Until the peer has seen our SETTINGS it may rely on the defaults of RFC 9113.
         self._connection_window = max(settings.connection_window, frames.DEFAULT_WINDOW)
         self._stream_window = max(settings.stream_window, frames.DEFAULT_WINDOW)
         self._receive_window = self._connection_window
+        self._credit_below = self._connection_window - (self._connection_window >> 2)
         self._data: Stream | None = None
         self._data_end = False
         self._carried = 0
@@ -140,8 +174,10 @@ class Tunnel(FrameParser):
 
     def refuse(self, stream: Stream, block: bytes) -> None:
         """Answer and end the stream; the peer need not send the rest (RFC 9113 section 8.1)."""
-        if self.streams.pop(stream.id, None) is None:
+        if stream.closed:
             return
+        stream.closed = True
+        del self.streams[stream.id]
         self._write_headers(stream.id, frames.END_HEADERS | frames.END_STREAM, block)
         if not stream.remote_ended:
             self._budget.earn(PER_CONNECTION)
@@ -263,32 +299,40 @@ class Tunnel(FrameParser):
         if length > self.max_frame:
             raise Violation(frames.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
         stream = self.streams.get(stream_id)
+        if stream is None or stream.remote_ended:
+            stream = self._misplaced_data(stream_id, stream)
+        self._receive_window -= length
+        if self._receive_window <= self._credit_below:
+            self._give_credit()
+        if not payload:
+            self._empty_data(stream, bool(flags & frames.END_STREAM))
+        else:
+            if stream is not None and stream.answered:
+                self._carried += payload
+            self._data = stream
+            self._data_end = bool(flags & frames.END_STREAM)
+        if length != payload and stream is not None and not stream.closed:
+            stream.padded(length - payload)
+
+    def _misplaced_data(self, stream_id: int, stream: Stream | None) -> Stream | None:
+        """DATA for a stream that is not open, or not any more in this direction: whose it is, if it counts at all."""
         if stream is None:
-            stream = self.streams.get(stream_id & frames.MAX_WINDOW)  # the reserved bit means nothing
-            if stream is None and self._is_idle(stream_id & frames.MAX_WINDOW):
+            stream_id &= frames.MAX_WINDOW  # the reserved bit means nothing
+            stream = self.streams.get(stream_id)
+            if stream is None and self._is_idle(stream_id):
                 raise Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
         if stream is not None and stream.remote_ended:
             self.write(frames.rst_stream(stream.id, frames.STREAM_CLOSED))
             stream.lost(Ending("the peer sent DATA after the end of its stream", "H2_HANDSHAKE_FAILURE"))
-            stream = None
-        self._receive_window -= length
+            return None
+        return stream
+
+    def _give_credit(self) -> None:
+        """A quarter of the connection's window has arrived: give it back."""
         if self._receive_window < 0:
             raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
-        self._connection_received += length
-        if self._connection_received >= self._connection_window >> 2:
-            self._receive_window += self._connection_received
-            self.write(frames.window_update(0, self._connection_received))
-            self._connection_received = 0
-        end = bool(flags & frames.END_STREAM)
-        if payload:
-            if stream is not None and stream.answered:
-                self._carried += payload
-            self._data = stream
-            self._data_end = end
-        else:
-            self._empty_data(stream, end)
-        if length != payload and stream is not None and not stream.closed:
-            stream.padded(length - payload)
+        self.write(frames.window_update(0, self._connection_window - self._receive_window))
+        self._receive_window = self._connection_window
 
     def _empty_data(self, stream: Stream | None, end: bool) -> None:
         if end and stream is not None:
@@ -395,6 +439,7 @@ class Tunnel(FrameParser):
                 self._resume()
             elif code == Code.MAX_FRAME_SIZE:
                 self.peer_frame = value
+                self.read_most = min(READ_SIZE, value)
             elif code == Code.HEADER_TABLE_SIZE:
                 # We never use the table, but a peer that makes it smaller must be told so (RFC 7541 section 4.2).
                 if value < frames.DEFAULT_HEADER_TABLE and self._table_notice is None:

@@ -84,7 +84,8 @@ class Loop:
         self.corked: Corked | None = None
         self.lingering = Lingering(self)
         self.now = time.monotonic()
-        self._in_turn = False
+        self.in_turn = False
+        """Whatever is queued is seen to at the end of this turn; outside of one the host must be woken."""
         self._open = True
         self._from_threads: deque[Callable[[], object]] = deque()
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -123,7 +124,7 @@ class Loop:
 
     def wake(self) -> None:
         """Have the host take a turn soon; needed after anything was queued outside of one. Cheap inside one."""
-        if not self._in_turn and self._open:
+        if not self.in_turn and self._open:
             os.eventfd_write(self._waker, 1)
 
     def call_threadsafe(self, call: Callable[[], object]) -> None:
@@ -159,14 +160,19 @@ class Loop:
     # ---- running ----
 
     def turn(self, timeout: float) -> int:
-        """Wait at most `timeout` seconds, handle what is ready, fire due timers. The number of events handled."""
-        deadline = self.next_deadline()
-        if deadline is not None and timeout != 0:
-            left = max(0.0, deadline - time.monotonic())
-            timeout = left if timeout < 0 else min(timeout, left)
+        """Wait at most `timeout` seconds, handle what is ready, fire due timers. The number of events handled.
+
+        Timers may be late by as long as the turn before took: the clock is read once in a turn.
+        """
+        if timeout:
+            deadline = self.next_deadline()
+            if deadline is not None:
+                left = deadline - self.now
+                if left < timeout or timeout < 0:
+                    timeout = left if left > 0 else 0
         events = self._epoll.poll(timeout, EVENTS_PER_TURN)
-        self.now = time.monotonic()
-        self._in_turn = True
+        self.now = now = time.monotonic()
+        self.in_turn = True
         handlers = self._handlers
         for fd, event in events:
             handler = handlers.get(fd)
@@ -176,25 +182,37 @@ class Loop:
                 handler(event)
             except Exception:
                 self._crashed(fd, handler)
-        self._finish_turn()
-        self._in_turn = False
+        timers = self._timers
+        if self._soon or (timers and timers[0][0] <= now):
+            self._make_calls()
+        if self.corked is not None:
+            self._uncork()
+        if self._closing:
+            self._close_sockets()
+        self.in_turn = False
         return len(events)
 
-    def _finish_turn(self) -> None:
+    def _make_calls(self) -> None:
+        """Of timers that are due, and of whatever wants to be called soon."""
         timers = self._timers
         while timers and timers[0][0] <= self.now:
             self._guard(heapq.heappop(timers)[2].fire)
-        if self._soon:
-            soon, self._soon = self._soon, []
-            for soon_call in soon:
-                self._guard(soon_call)
-        while self.corked is not None:
-            corked, self.corked = self.corked, None
-            self._guard(corked.flush)
-        if self._closing:
-            closing, self._closing = self._closing, []
-            for sock in closing:
-                sock.close()
+        soon, self._soon = self._soon, []
+        for call in soon:
+            self._guard(call)
+
+    def _uncork(self) -> None:
+        while (corked := self.corked) is not None:
+            self.corked = None
+            try:
+                corked.flush()
+            except Exception:
+                log.exception("flushing %r failed; its connection is left to its time limits", corked)
+
+    def _close_sockets(self) -> None:
+        closing, self._closing = self._closing, []
+        for sock in closing:
+            sock.close()
 
     def _guard(self, call: Callable[[], object]) -> None:
         try:
@@ -215,7 +233,9 @@ class Loop:
         """Close what waits to be closed, and the epoll set itself."""
         self.lingering.close()
         for _ in range(2):  # what is flushed may fail, and a failure closes its socket a call later
-            self._finish_turn()
+            self._make_calls()
+            self._uncork()
+            self._close_sockets()
         self._open = False
         os.close(self._waker)
         self._epoll.close()

@@ -15,9 +15,11 @@ from abc import abstractmethod
 import hpack
 
 from ztunnel.core.wire import frames
+from ztunnel.core.wire.frames import HEADER_SIZE, PADDED, unpack_header
 from ztunnel.worker.engine.loop import Loop
+from ztunnel.worker.engine.scratch import READ_SIZE
 from ztunnel.worker.engine.tls import Session
-from ztunnel.worker.engine.transport import Transport
+from ztunnel.worker.engine.transport import FRAMES_PER_READ, Transport
 
 MAX_HEADER_LIST = 64 * 1024
 """SETTINGS_MAX_HEADER_LIST_SIZE of ztunnel's server; also the limit of an encoded block."""
@@ -37,6 +39,18 @@ class Violation(Exception):
 
 class FrameParser(Transport):
     """Walks over what the transport decrypted. `max_frame` is the largest frame we have said we take."""
+
+    __slots__ = (
+        "_block",
+        "_block_head",
+        "_block_pieces",
+        "_data_left",
+        "_decoder",
+        "_preface_left",
+        "_skip",
+        "max_frame",
+        "settled",
+    )
 
     def __init__(self, loop: Loop, sock: socket.socket, session: Session, *, client: bool, max_frame: int) -> None:
         super().__init__(loop, sock, session)
@@ -99,33 +113,40 @@ class FrameParser(Transport):
             at = self._read_preface(view[:end])
         count = 0
         while at < end and not self.closed:
-            count += 1
             left = self._data_left
-            if left:
-                size = end - at if end - at < left else left
-                self._data_left = left - size
-                self._deliver(view[at : at + size])
-                at += size
-                continue
-            if self._skip:
-                size = min(self._skip, end - at)
-                self._skip -= size
-                at += size
-                continue
-            if end - at < frames.HEADER_SIZE:
-                break
-            high, low, kind, flags, stream_id = frames.unpack_header(plain, at)
-            length = high << 8 | low
-            if kind == frames.DATA and not flags & frames.PADDED and self._block is None and self.settled:
-                at += frames.HEADER_SIZE
-                self._data_left = length
-                self._begin_data(stream_id, length, length, flags)
-                continue
-            used = self._parse_control(view[at:end], kind, flags, stream_id & frames.MAX_WINDOW, length)
-            if not used:
-                break
-            at += used
-        self._digested(count)
+            if not left:
+                count += 1
+                if self._skip:
+                    size = min(self._skip, end - at)
+                    self._skip -= size
+                    at += size
+                    continue
+                if end - at < HEADER_SIZE:
+                    break
+                high, low, kind, flags, stream_id = unpack_header(plain, at)
+                left = high << 8 | low
+                if kind or flags & PADDED or self._block is not None or not self.settled:
+                    used = self._parse_control(view[at:end], kind, flags, stream_id & frames.MAX_WINDOW, left)
+                    if not used:
+                        break
+                    at += used
+                    continue
+                at += HEADER_SIZE
+                self._begin_data(stream_id, left, left, flags)
+                if not left:
+                    continue
+            here = end - at
+            if here < left:
+                self._data_left = left - here
+                if not here:
+                    break
+            else:
+                self._data_left = 0
+                here = left
+            self._deliver(view[at : at + here])
+            at += here
+        if count > FRAMES_PER_READ or self._appetite < READ_SIZE:
+            self._digested(count)
         return at
 
     def _read_preface(self, view: memoryview) -> int:
@@ -146,7 +167,7 @@ class FrameParser(Transport):
             raise Violation(frames.PROTOCOL_ERROR, "a header block is interrupted")
         if length > self.max_frame:
             raise Violation(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        size = frames.HEADER_SIZE + length
+        size = HEADER_SIZE + length
         if kind == frames.DATA:
             return self._padded_data(view, flags, stream_id, length)
         if kind in (frames.HEADERS, frames.CONTINUATION):
@@ -155,12 +176,12 @@ class FrameParser(Transport):
         elif kind > frames.CONTINUATION:
             self._unproductive("unknown frames")
             self._skip = length
-            return frames.HEADER_SIZE
+            return HEADER_SIZE
         elif length > MAX_CONTROL_FRAME:
             raise Violation(frames.FRAME_SIZE_ERROR, f"a control frame of {length} bytes")
         if len(view) < size:
             return 0
-        body = view[frames.HEADER_SIZE : size]
+        body = view[HEADER_SIZE:size]
         if kind == frames.WINDOW_UPDATE:
             if length != 4:
                 raise Violation(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE")
@@ -186,26 +207,26 @@ class FrameParser(Transport):
         return size
 
     def _padded_data(self, view: memoryview, flags: int, stream_id: int, length: int) -> int:
-        if not flags & frames.PADDED:
+        if not flags & PADDED:
             raise Violation(frames.PROTOCOL_ERROR, "DATA is out of place")
-        if len(view) <= frames.HEADER_SIZE and length:
+        if len(view) <= HEADER_SIZE and length:
             return 0
         if not length:
             raise Violation(frames.FRAME_SIZE_ERROR, "padded DATA without its padding's length")
-        padding = view[frames.HEADER_SIZE]
+        padding = view[HEADER_SIZE]
         payload = length - 1 - padding
         if payload < 0:
             raise Violation(frames.PROTOCOL_ERROR, "padding exceeds the frame")
         self._data_left = payload
         self._skip = padding
         self._begin_data(stream_id, length, payload, flags)
-        return frames.HEADER_SIZE + 1
+        return HEADER_SIZE + 1
 
     # ---- header blocks ----
 
     def _headers_frame(self, flags: int, stream_id: int, body: memoryview) -> None:
         start, end = 0, len(body)
-        if flags & frames.PADDED:
+        if flags & PADDED:
             if not end:
                 raise Violation(frames.FRAME_SIZE_ERROR, "HEADERS")
             start, end = 1, end - body[0]

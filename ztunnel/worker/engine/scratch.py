@@ -31,6 +31,8 @@ class Scratch:
         self.cipher_view = memoryview(self.cipher)
         self.plain_view = memoryview(self.plain)
         self.clear_view = memoryview(self.clear)
+        self.clear_body = self.clear_view[HEADER_SIZE:]
+        """What follows the header of a frame that is the first."""
         self.sealed_view = memoryview(self.sealed)
         self.used = 0
         """Bytes in `clear` that wait to be sealed."""

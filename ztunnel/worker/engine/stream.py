@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ztunnel.core.wire import frames
+from ztunnel.core.wire.frames import HEADER_SIZE, pack_header
 from ztunnel.worker.engine.ending import FINISHED, RESET_BY_APPLICATION, RESET_BY_PEER, Ending
 from ztunnel.worker.engine.loop import FAILED, HUNG_UP, IN, OUT, PARKED
 from ztunnel.worker.engine.scratch import READ_SIZE
@@ -65,11 +66,12 @@ class Stream:
         "_receive_window",
         "_sock",
         "_unheard",
-        "_write_done",
         "answered",
+        "closed",
         "id",
         "owner",
         "received",
+        "remote_ended",
         "sent",
         "tunnel",
         "window",
@@ -94,7 +96,10 @@ class Stream:
         self._events = 0
         self._queue: deque[bytearray | memoryview] | None = None
         self._read_done = False
-        self._write_done = False
+        self.remote_ended = False
+        """The peer sent END_STREAM: it may send nothing more but WINDOW_UPDATE, PRIORITY and RST_STREAM."""
+        self.closed = False
+        """It is not one of the tunnel's streams any more."""
         self._unheard = False
         """The peer listens no more, but the application may still be speaking."""
         self._ending: Ending | None = None
@@ -112,15 +117,6 @@ class Stream:
     def pieces(self) -> int:
         """In how many pieces they wait."""
         return len(self._queue) if self._queue else 0
-
-    @property
-    def remote_ended(self) -> bool:
-        """The peer sent END_STREAM: it may send nothing more but WINDOW_UPDATE, PRIORITY and RST_STREAM."""
-        return self._write_done
-
-    @property
-    def closed(self) -> bool:
-        return self.tunnel.streams.get(self.id) is not self
 
     # ---- set-up ----
 
@@ -154,7 +150,7 @@ class Stream:
         if self._queue:
             self._events |= OUT
         self.tunnel.loop.add(self._fd, self._events, self.on_event)
-        if self._write_done and not self._queue:
+        if self.remote_ended and not self._queue:
             self._shut_down_write()
 
     def start_closed(self) -> None:
@@ -171,6 +167,10 @@ class Stream:
     # ---- application to tunnel ----
 
     def on_event(self, event: int) -> None:
+        if event == IN:
+            if self._events & IN:
+                self._on_readable()
+            return
         if event & (OUT | FAILED | HUNG_UP) and self._queue:
             self._on_writable()
             if self._fd < 0:
@@ -205,27 +205,27 @@ class Stream:
 
     def _on_readable(self) -> None:
         tunnel = self.tunnel
-        limit = READ_SIZE
+        limit = self.window
         if tunnel.window < limit:
             limit = tunnel.window
-        if self.window < limit:
-            limit = self.window
         if limit <= 0 or tunnel.blocked:
-            if not tunnel.blocked and not self._has_bytes():
-                return
-            self._watch(self._events & ~IN)
-            tunnel.paused[self.id] = self
+            self._pause()
             return
-        if limit > tunnel.peer_frame:
-            if limit >= READ_SIZE:
+        most = tunnel.read_most
+        if limit > most:
+            if limit >= READ_SIZE > most:
                 self._read_frames()
                 return
-            limit = tunnel.peer_frame
+            limit = most
         scratch = tunnel.scratch
-        at = tunnel.claim(limit + frames.HEADER_SIZE)
-        start = at + frames.HEADER_SIZE
+        loop = tunnel.loop
+        at = 0 if loop.corked is None else tunnel.claim(HEADER_SIZE + limit)
         try:
-            size = self._sock.recv_into(scratch.clear_view[start : start + limit])
+            if at:
+                start = at + HEADER_SIZE
+                size = self._sock.recv_into(scratch.clear_view[start : start + limit])
+            else:
+                size = self._sock.recv_into(scratch.clear_body, limit)
         except BlockingIOError:
             return
         except OSError:
@@ -234,13 +234,23 @@ class Stream:
         if not size:
             self._end_of_file()
             return
-        frames.pack_header(scratch.clear, at, size >> 8, size & 255, 0, 0, self.id)
+        pack_header(scratch.clear, at, size >> 8, size & 255, 0, 0, self.id)
         self.window -= size
         tunnel.window -= size
         self.sent += size
-        scratch.used = start + size
+        scratch.used = at + HEADER_SIZE + size
+        loop.corked = tunnel
         if size >= CORK_BELOW:
             tunnel.flush()
+        elif not loop.in_turn:
+            loop.wake()
+
+    def _pause(self) -> None:
+        """Nothing may be sent now; without a window that matters only once there are bytes."""
+        tunnel = self.tunnel
+        if tunnel.blocked or self._has_bytes():
+            self._watch(self._events & ~IN)
+            tunnel.paused[self.id] = self
 
     def _read_frames(self) -> None:
         """One large read, laid out as several DATA frames for a peer that takes only small ones."""
@@ -268,8 +278,8 @@ class Stream:
         at, left = 0, size
         while left > 0:
             length = piece if left > piece else left
-            frames.pack_header(scratch.clear, at, length >> 8, length & 255, 0, 0, self.id)
-            at += length + frames.HEADER_SIZE
+            pack_header(scratch.clear, at, length >> 8, length & 255, 0, 0, self.id)
+            at += length + HEADER_SIZE
             left -= length
         scratch.used = at
         if size >= CORK_BELOW:
@@ -296,7 +306,7 @@ class Stream:
 
     def _on_error(self) -> None:
         """The application's side is gone without FIN: the reset travels on (RFC 9113 section 8.5)."""
-        if self._read_done and self._write_done and not self._queue:
+        if self._read_done and self.remote_ended and not self._queue:
             self._finish(FINISHED)
             return
         self.tunnel.write(frames.rst_stream(self.id, frames.CONNECT_ERROR))
@@ -310,25 +320,23 @@ class Stream:
         self._receive_window -= size
         if self._receive_window < 0:
             return False
-        sent = 0
-        if self._queue is not None:
+        if self._queue is not None or not self.answered:
             self._enqueue(view)
-        elif self.answered:
-            try:
-                sent = self._sock.send(view)
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._on_error()
-                return True
-            if sent < size:
-                self._enqueue(view[sent:])
-                self._watch(self._watched | OUT)
-        else:
-            self._enqueue(view)
-        if sent:
-            self.received += sent
-            self._credit(sent)
+            return True
+        try:
+            sent = self._sock.send(view)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._on_error()
+            return True
+        if sent < size:
+            self._enqueue(view[sent:])
+            self._watch(self._watched | OUT)
+        self.received += sent
+        self._consumed += sent
+        if self._consumed >= self.tunnel.credit_step:
+            self._credit(0)
         return True
 
     def _enqueue(self, view: memoryview) -> None:
@@ -350,7 +358,7 @@ class Stream:
     def _credit(self, size: int) -> None:
         self._consumed += size
         tunnel = self.tunnel
-        if self._consumed >= tunnel.credit_step and not self._write_done:
+        if self._consumed >= tunnel.credit_step and not self.remote_ended:
             self._receive_window += self._consumed
             tunnel.write(frames.window_update(self.id, self._consumed))
             self._consumed = 0
@@ -374,12 +382,12 @@ class Stream:
         if not queue:
             self._queue = None
             self._watch(self._watched & ~OUT)
-            if self._write_done:
+            if self.remote_ended:
                 self._shut_down_write()
 
     def end_received(self) -> None:
         """END_STREAM: the peer's application has finished sending."""
-        self._write_done = True
+        self.remote_ended = True
         if self._joined is not None:
             self._finish_if_done()
         elif self._queue is None and self.answered and self._fd >= 0:
@@ -400,7 +408,7 @@ class Stream:
 
     def reset_received(self, code: int) -> None:
         """RST_STREAM: a reset travels on, except that a peer which is done may stop listening (RFC 9113 8.1)."""
-        if code == frames.NO_ERROR and self._write_done and self.answered:
+        if code == frames.NO_ERROR and self.remote_ended and self.answered:
             self._read_done = self._unheard = True
             self.tunnel.paused.pop(self.id, None)
             if self._queue is None:
@@ -432,13 +440,15 @@ class Stream:
         self._finish(ending)
 
     def _finish_if_done(self) -> None:
-        if self._read_done and self._write_done and self._queue is None:
+        if self._read_done and self.remote_ended and self._queue is None:
             self._finish(FINISHED)
 
     def _finish(self, ending: Ending) -> None:
-        tunnel = self.tunnel
-        if tunnel.streams.pop(self.id, None) is None:
+        if self.closed:
             return
+        self.closed = True
+        tunnel = self.tunnel
+        del tunnel.streams[self.id]
         tunnel.paused.pop(self.id, None)
         self._ending = ending
         sock, self._sock = self._sock, None

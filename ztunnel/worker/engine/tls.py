@@ -204,18 +204,20 @@ class Session(ABC):
         self._handshake()
         return self._drain_output()
 
-    def receive(self, size: int, start: int) -> int:
-        """Take `scratch.cipher[:size]`; decrypted bytes go to `scratch.plain` from `start`.
+    def shake_hands(self, size: int) -> int:
+        """Take `scratch.cipher[:size]` for the handshake; what came behind it goes to `scratch.plain`: returns its end.
 
-        Returns their end. Raises TlsError when the handshake or a record fails; `take_output` may then hold an
-        alert for the peer.
+        `take_output` then holds what the peer must get, an alert too when this raises TlsError.
         """
-        if self.established:
-            return self._read(size, start)
         self._feed(size)
-        if not self._handshake():
-            return start
-        return self._read(0, start)
+        return self.read(0, 0) if self._handshake() else 0
+
+    @abstractmethod
+    def read(self, size: int, start: int) -> int:
+        """Take `scratch.cipher[:size]`; decrypted bytes go to `scratch.plain` from `start`. Returns their end.
+
+        Raises TlsError when a record fails; `take_output` may then hold an alert for the peer.
+        """
 
     def take_output(self) -> int:
         """Move handshake messages and alerts to `scratch.sealed`; their size."""
@@ -274,10 +276,6 @@ class Session(ABC):
             view[total : total + len(chunk)] = chunk
             total += len(chunk)
 
-    @abstractmethod
-    def _read(self, size: int, start: int) -> int:
-        """As `receive`, after the handshake."""
-
 
 class PortableSession(Session):
     """Records through pyOpenSSL's public interface."""
@@ -287,7 +285,7 @@ class PortableSession(Session):
     def trim(self) -> None:
         """The public interface gives no way to."""
 
-    def _read(self, size: int, start: int) -> int:
+    def read(self, size: int, start: int) -> int:
         if size:
             self._feed(size)
         view = self._scratch.plain_view
@@ -332,10 +330,18 @@ _SSL_ERROR_WANT_READ = 2
 _SSL_ERROR_ZERO_RETURN = 6
 
 
-class FastSession(Session):
-    """Records through the binding beneath pyOpenSSL's objects: no copy that is not needed, no allocation per call."""
+SMALL_READ = 2048
+"""Most ciphertext that is copied into a memory BIO, which every session keeps; a view for it costs more calls."""
 
-    __slots__ = ("_grown", "_out", "_p", "_ssl", "_view")
+
+class FastSession(Session):
+    """Records through the binding beneath pyOpenSSL's objects: few calls, and no large copy that is not needed.
+
+    Each call of the binding gives up the interpreter's lock and takes it again, so for a small record their number is
+    what it costs.
+    """
+
+    __slots__ = ("_copies", "_grown", "_in", "_out", "_p", "_ssl")
 
     def __init__(self, connection: SSL.Connection, scratch: Scratch) -> None:
         super().__init__(connection, scratch)
@@ -344,37 +350,50 @@ class FastSession(Session):
             pointers = scratch.pointers = _Pointers(scratch)  # type: ignore[attr-defined]
         self._p: _Pointers = pointers
         self._ssl: Any = connection._ssl
+        self._in: Any = connection._into_ssl
+        self._copies = True
+        """`_in` is a memory BIO to copy into; otherwise it is a view of ciphertext that is used up."""
         self._out: Any = connection._from_ssl
-        self._view: Any = None
         self._grown = False
 
-    def _read(
+    def read(
         self,
         size: int,
         start: int,
-        new_view: Any = _lib.BIO_new_mem_buf,
-        eof_return: Any = _lib.BIO_set_mem_eof_return,
-        set_bio: Any = _lib.SSL_set_bio,
+        write_bio: Any = _lib.BIO_write,
         read: Any = _lib.SSL_read,
+        left: Any = _lib.BIO_get_mem_data,
+        null: Any = _ffi.NULL,
     ) -> int:
         pointers = self._p
         ssl = self._ssl
-        if size:
-            # The view replaces (and frees) the previous one; OpenSSL empties it before this returns.
-            view = new_view(pointers.cipher, size)
-            eof_return(view, -1)
-            set_bio(ssl, view, self._out)
-            self._view = view
-        plain = pointers.plain
+        plain = pointers.plain + start if start else pointers.plain
+        if size <= SMALL_READ:
+            if not self._copies:
+                self._replace_input(_lib.BIO_new(_lib.BIO_s_mem()), copies=True)
+            write_bio(self._in, pointers.cipher, size)
+            got = read(ssl, plain, _RECORD)
+            # OpenSSL takes no more than the record that it returns: an empty BIO means that this was the last one.
+            if got > 0 and not left(self._in, null):
+                return start + int(got)
+        else:
+            self._replace_input(_lib.BIO_new_mem_buf(pointers.cipher, size), copies=False)
+            got = read(ssl, plain, _RECORD)
         end = start
-        got = read(ssl, plain + end, _RECORD)
         while got > 0:
             end += got
-            got = read(ssl, plain + end, _RECORD)
+            got = read(ssl, pointers.plain + end, _RECORD)
         error = _lib.SSL_get_error(ssl, got)
         if error != _SSL_ERROR_WANT_READ:
             self._ended(error)
         return end
+
+    def _replace_input(self, bio: Any, *, copies: bool) -> None:
+        """OpenSSL reads from `bio` now; it frees the one before, which it has emptied."""
+        _lib.BIO_set_mem_eof_return(bio, -1)
+        _lib.SSL_set_bio(self._ssl, bio, self._out)
+        self._in = bio
+        self._copies = copies
 
     def _ended(self, error: int) -> None:
         if error == _SSL_ERROR_ZERO_RETURN:
@@ -396,11 +415,11 @@ class FastSession(Session):
         return int(read(self._out, pointers.sealed, pointers.sealed_size))
 
     def trim(self) -> None:
-        if not self._grown or self._view is None:
+        if not self._grown:
             return
         self._grown = False
         fresh = _lib.BIO_new(_lib.BIO_s_mem())
         _lib.BIO_set_mem_eof_return(fresh, -1)
         # The read side stays, so one reference is consumed and the old output BIO is freed (SSL_set_bio(3)).
-        _lib.SSL_set_bio(self._ssl, self._view, fresh)
+        _lib.SSL_set_bio(self._ssl, self._in, fresh)
         self._out = self._connection._from_ssl = fresh

@@ -28,6 +28,20 @@ FRAMES_PER_READ = 4096
 class Transport(ABC):
     """Sealed bytes between a socket and the scratch buffers of its loop."""
 
+    __slots__ = (
+        "_appetite",
+        "_carry",
+        "_fd",
+        "_sock",
+        "_unsent",
+        "_unsent_size",
+        "blocked",
+        "closed",
+        "loop",
+        "scratch",
+        "session",
+    )
+
     def __init__(self, loop: Loop, sock: socket.socket, session: Session) -> None:
         self.loop = loop
         self.scratch = loop.scratch
@@ -82,12 +96,11 @@ class Transport(ABC):
     # ---- reading ----
 
     def on_event(self, event: int) -> None:
-        if event & OUT and self.blocked:
-            self._on_writable()
-        if event & ~OUT and not self.closed:
-            self._on_readable()
-
-    def _on_readable(self) -> None:
+        if event != IN:
+            if event & OUT and self.blocked:
+                self._on_writable()
+            if not event & ~OUT or self.closed:
+                return
         scratch = self.scratch
         try:
             size = self._sock.recv_into(scratch.cipher, self._appetite)
@@ -99,33 +112,39 @@ class Transport(ABC):
         if not size:
             self.close(Ending("the peer closed the connection"))
             return
+        session = self.session
         carry = self._carry
         start = len(carry)
         if start:
             scratch.plain[:start] = carry
-        established = self.session.established
         try:
-            end = self.session.receive(size, start)
+            end = session.read(size, start) if session.established else self._shake_hands(size)
         except TlsError as error:
-            self._send_sealed(self.session.take_output())
+            self._send_sealed(session.take_output())
             self.close(Ending(str(error), error.flag))
             return
-        if not established:
-            self._send_sealed(self.session.take_output())
-            if not self.session.established:
-                return
-            self._on_secured()
         if end and not self.closed:
             used = self._on_plain(end)
-            self._carry = bytes(scratch.plain_view[used:end]) if used < end else b""
-        if self.session.closed and not self.closed:
+            if used < end:
+                self._carry = bytes(scratch.plain_view[used:end])
+            elif start:
+                self._carry = b""
+        if session.closed and not self.closed:
             self.close(Ending("the peer closed the connection"))
+
+    def _shake_hands(self, size: int) -> int:
+        """The handshake goes on; the end of what the peer sent behind its own last message of it."""
+        end = self.session.shake_hands(size)
+        self._send_sealed(self.session.take_output())
+        if self.session.established:
+            self._on_secured()
+        return end
 
     def _digested(self, frames: int) -> None:
         """A read held so many frames: tiny ones cost the neighbours time, so less is read of them at once."""
         if frames > FRAMES_PER_READ:
             self._appetite = max(SMALLEST_READ, self._appetite * FRAMES_PER_READ // frames)
-        elif self._appetite < READ_SIZE:
+        else:
             self._appetite = min(READ_SIZE, self._appetite * 2)
 
     # ---- writing ----
@@ -141,7 +160,8 @@ class Transport(ABC):
         while loop.corked is not None:
             loop.corked.flush()
         loop.corked = self
-        loop.wake()
+        if not loop.in_turn:
+            loop.wake()
         scratch.used = 0
         return 0
 
