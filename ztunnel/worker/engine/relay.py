@@ -247,18 +247,33 @@ class Relay:
         return self._down.total
 
     def on_near(self, event: int) -> None:
-        if not self._only_hung_up(event, self._near, self._near_events):
+        if event == IN and self._up.wanted == WANT_READ:
+            self._read_on(self._up)
+        elif not self._only_hung_up(event, self._near, self._near_events):
             reading = bool(event & ~OUT) and not self._up.done
             self._pump(up=reading, down=bool(event & OUT) or not reading)
         elif not self.closed:
             self._near_events = PARKED
 
     def on_far(self, event: int) -> None:
-        if not self._only_hung_up(event, self._far, self._far_events):
+        if event == IN and self._down.wanted == WANT_READ:
+            self._read_on(self._down)
+        elif not self._only_hung_up(event, self._far, self._far_events):
             reading = bool(event & ~OUT) and not self._down.done
             self._pump(up=bool(event & OUT) or not reading, down=reading)
         elif not self.closed:
             self._far_events = PARKED
+
+    def _read_on(self, half: _Half) -> None:
+        """The plain case: a direction that waits for bytes has some, and mostly waits for more afterwards."""
+        try:
+            wanted = half.pump()
+        except OSError as error:
+            self._failed(error)
+            return
+        if wanted != WANT_READ:
+            half.wanted = wanted
+            self._settle()
 
     def _only_hung_up(self, event: int, sock: socket.socket, watched: int) -> bool:
         """A side of which nothing is wanted now: reset the pair if it failed, stop watching it if it just ended."""
@@ -281,8 +296,15 @@ class Relay:
             if down and not self._down.done:
                 self._down.wanted = self._down.pump()
         except OSError as error:
-            self._close(Ending(f"a side of the connection was reset: {error.strerror}"))
+            self._failed(error)
             return
+        self._settle()
+
+    def _failed(self, error: OSError) -> None:
+        self._close(Ending(f"a side of the connection was reset: {error.strerror}"))
+
+    def _settle(self) -> None:
+        """Watch for what both directions want now, or end."""
         if self._up.done and self._down.done:
             self._close(FINISHED)
             return
