@@ -150,36 +150,34 @@ def decode_plain(block: bytes) -> list[tuple[bytes, bytes]] | None:
     try:
         while at < size:
             first = block[at]
-            at += 1
-            if first & 0x80:
+            if not first & 0xEF:  # a literal with a name of its own, not indexed or never to be
+                start = at + 2
+                at = start + block[at + 1]
+                if at > start + 126:
+                    return None
+                name = block[start:at]
+            elif first & 0x80:
                 field = _STATIC_FIELDS.get(first & 0x7F)
                 if field is None:
                     return None
                 headers.append(field)
-                continue
-            if first & 0x60:
-                return None
-            index = first & 0x0F
-            if index:
-                name = _STATIC_NAMES.get(index)
-                if name is None:
-                    return None
-            else:
-                length = block[at]
-                if length >= 127:
-                    return None
-                name = block[at + 1 : at + 1 + length]
-                at += 1 + length
-            length = block[at]
-            at += 1
-            if length >= 127:
-                if length != 127 or block[at] >= 128:
-                    return None
-                length += block[at]
                 at += 1
-            value = block[at : at + length]
-            at += length
-            headers.append((name, value))
+                continue
+            else:
+                known = _STATIC_NAMES.get(first & 0x0F)
+                if known is None or first & 0x60:
+                    return None
+                name = known
+                at += 1
+            length = block[at]
+            start = at + 1
+            if length >= 127:
+                if length != 127 or block[start] >= 128:
+                    return None
+                length += block[start]
+                start += 1
+            at = start + length
+            headers.append((name, block[start:at]))
     except IndexError:
         return None
     return headers if at == size else None

@@ -164,10 +164,12 @@ class Loop:
 
         Timers may be late by as long as the turn before took: the clock is read once in a turn.
         """
+        timers = self._timers
         if timeout:
-            deadline = self.next_deadline()
-            if deadline is not None:
-                left = deadline - self.now
+            if self._soon:  # whatever else was queued outside of a turn has written to the waker
+                timeout = 0
+            elif timers:
+                left = timers[0][0] - self.now
                 if left < timeout or timeout < 0:
                     timeout = left if left > 0 else 0
         events = self._epoll.poll(timeout, EVENTS_PER_TURN)
@@ -182,7 +184,6 @@ class Loop:
                 handler(event)
             except Exception:
                 self._crashed(fd, handler)
-        timers = self._timers
         if self._soon or (timers and timers[0][0] <= now):
             self._make_calls()
         if self.corked is not None:
