@@ -1,4 +1,4 @@
-"""Lines of the control profile: a paced message stream while the control half of the agents is kept busy.
+"""Lines of the control profile: a paced message stream while the control half of the agents, or a neighbour, is busy.
 
 Theory of operation. A file of workloads and policies is all that reaches an agent without a control plane, so control
 work comes by that door: whole files, renamed into place. An agent looks at the file four times a second and reads it
@@ -150,6 +150,19 @@ class Strangers:
         pause(duration(setting))
         for stranger in strangers:
             setting.lab.end(stranger.pid)
+        return {}
+
+
+class SlowReader:
+    """Nothing for the control half: a neighbour in the stream's own tunnel reads far less than it is sent."""
+
+    def prepare(self, setting: Setting) -> None:
+        """Nothing: the neighbour comes with the busy stream."""
+
+    def run(self, setting: Setting) -> Measurement:
+        neighbour = setting.generator.open_slow(setting.lab, 1)
+        pause(duration(setting))
+        setting.lab.end(neighbour)
         return {}
 
 

@@ -14,6 +14,7 @@
  *   pq        paced ping-pong, one a millisecond; time counts from when a message was due, so stalls show; SIGTERM ends it
  *   cps       connect, one byte there and back, close; again and again, at least once
  *   idle      CLIENTS connections from one thread, opened and then left alone until a line arrives on stdin
+ *   slow      CLIENTS connections from one thread that are sent bulk and read 4 KiB of it every 10 ms, until SIGTERM
  *
  * Copies and wake-ups are kept few so that the agents in the middle, not this program, set the result.
  */
@@ -293,6 +294,22 @@ static int idle(int wanted) {
     return 0;
 }
 
+/* A ready line as from idle, once the server has something for every connection; the readers never catch up. */
+static int slow(int wanted) {
+    char data[4096];
+    int failures = 0, *fds = calloc(wanted, sizeof *fds);
+    for (int i = 0; i < wanted; i++) failures += (fds[i] = dial_as('G')) < 0 || recv(fds[i], data, 1, 0) != 1;
+    printf("{\"ready\":%d,\"failures\":%d}\n", wanted - failures, failures);
+    fflush(stdout);
+    struct timespec pause = {0, 10000000};
+    while (!finished) {
+        for (int i = 0; i < wanted; i++)
+            if (recv(fds[i], data, sizeof data, MSG_DONTWAIT) == 0) return 1;
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -329,7 +346,7 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     if (argc == 3 && !strcmp(argv[1], "server")) return serve(atoi(argv[2]));
     if (argc < 6) {
-        fprintf(stderr, "usage: lg server PORT | lg up|down|pp|pq|cps|idle HOST PORT CLIENTS SECONDS [SIZE]\n");
+        fprintf(stderr, "usage: lg server PORT | lg up|down|pp|pq|cps|idle|slow HOST PORT CLIENTS SECONDS [SIZE]\n");
         return 2;
     }
     target.sin_family = AF_INET;
@@ -339,6 +356,7 @@ int main(int argc, char **argv) {
     seconds = atof(argv[5]);
     if (argc > 6) size = atoi(argv[6]);
     if (!strcmp(argv[1], "idle")) return idle(n);
+    if (!strcmp(argv[1], "slow")) return signal(SIGTERM, finish), slow(n);
     void *(*mode)(void *) = mode_named(argv[1]);
     if (!mode) return 2;
     if (mode == paced_ping_pong) signal(SIGTERM, finish);

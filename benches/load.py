@@ -62,11 +62,19 @@ class Generator:
 
     def open_idle(self, lab: Lab, count: int) -> None:
         """Opens `count` connections that stay open until the lab ends; BenchError if one cannot be opened."""
-        process = lab.popen("c", "idle", self._command("idle", count, 0), talk=True)
+        self._hold(lab, "idle", count)
+
+    def open_slow(self, lab: Lab, count: int) -> int:
+        """Opens `count` connections that are sent more than they read; the process that has them."""
+        return self._hold(lab, "slow", count)
+
+    def _hold(self, lab: Lab, mode: str, count: int) -> int:
+        process = lab.popen("c", mode, self._command(mode, count, 0), talk=True)
         assert process.stdout is not None
         answer = json.loads(process.stdout.readline() or b"{}")
         if answer.get("ready") != count:
-            raise BenchError(f"idle: {answer.get('ready', 0)} of {count} connections opened\n{agent_logs(lab)}")
+            raise BenchError(f"{mode}: {answer.get('ready', 0)} of {count} connections opened\n{agent_logs(lab)}")
+        return process.pid
 
     def _command(self, mode: str, clients: int, seconds: float) -> tuple[str, ...]:
         return (str(self._program), mode, SERVER_IP, str(SERVER_PORT), str(clients), f"{seconds:g}")

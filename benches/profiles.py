@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from benches.busy import Churn, Push, Strangers, stream
+from benches.busy import Churn, Push, SlowReader, Strangers, stream
 from benches.designs.base import Design
 from benches.designs.envoy import Envoy
 from benches.designs.ours import CROWD_PODS, CROWD_STREAMS_PER_TUNNEL, CrowdedNodes, Dedicated, SameNode
@@ -148,12 +148,16 @@ CONTROL = Profile(
             *("all", "churn", "changes, scrapes, policies", partial(stream, work=Churn(True, True, True))),
             only=FILE_READERS,
         ),
+        Line("slow", "slow", "a slow reader in the same tunnel", partial(stream, work=SlowReader())),
         Line("strangers", "strangers", "other processes busy instead", partial(stream, work=Strangers())),
     ),
     designs=("ours", "ours-w1", "ztunnel"),
     judged=FILE_READERS,
     goals={
-        (line, "times_quiet"): (Goal("<=", 2.0, ITSELF),) for line in ("push", "changes", "scrape", "policy", "all")
+        **{
+            (line, "times_quiet"): (Goal("<=", 2.0, ITSELF),) for line in ("push", "changes", "scrape", "policy", "all")
+        },
+        ("slow", "times_quiet"): (Goal("<=", 1.5, ITSELF),),
     },
     notes=(
         "ours is one process (WORKERS=0, the default of a dedicated agent); ours-w1 is a control and a worker process.",
