@@ -23,6 +23,9 @@ from ztunnel.control.identity.inspect import Inspection, ShownCertificate, inspe
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.identity import Identity, parse_identity
 
+EXIT_WRONG = 1
+"""Of `inspect`, when it has a warning."""
+
 
 class _Failed(click.ClickException):
     """The command line, the files or the rights are wrong: one sentence, what to do, exit code 2."""
@@ -122,10 +125,10 @@ def issue(directory: Path, identity: Identity, ttl: float, out_dir: Path) -> Non
 @ca.command("inspect", short_help="Show certificates, and what is wrong with them.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def inspect_command(path: Path, output: str) -> None:
+def inspect_command(path: Path, output: str) -> int:
     """Show the certificates in a file or directory: identity, issuer, validity, and what is wrong.
 
-    Keys are checked but never shown.
+    Keys are checked but never shown. Exit code 1 when something is wrong.
 
     \b
     Examples:
@@ -136,6 +139,7 @@ def inspect_command(path: Path, output: str) -> None:
     with _explained():
         found = inspect(path, now=time.time())
     click.echo(json.dumps(_as_json(found), indent=2) if output == "json" else _as_text(found))
+    return EXIT_WRONG if found.warnings else 0
 
 
 @contextmanager

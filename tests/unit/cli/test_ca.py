@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ztunnel import cli
 from ztunnel.cli.ca import ca
 
 WEB = "spiffe://cluster.local/ns/default/sa/web"
@@ -58,10 +59,13 @@ def test_the_text_shows_each_certificate_once_and_no_key(tmp_path: Path) -> None
     assert secret not in good("inspect", tmp_path, "-o", "json")
 
 
-def test_warnings_are_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_warnings_are_shown_and_end_with_code_1(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     good("init", "--dir", tmp_path)
+    assert cli.run(["ca", "inspect", str(tmp_path), "-o", form]) == 0
     (tmp_path / "ca-key.pem").chmod(0o644)
-    assert "warning: ca-key.pem: mode 0644 lets others read the key" in good("inspect", tmp_path)
+    assert cli.run(["ca", "inspect", str(tmp_path), "-o", form]) == 1
+    assert "ca-key.pem: mode 0644 lets others read the key" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
