@@ -1,5 +1,23 @@
-"""`python -m ztunnel` is the command `ztunnel`."""
+"""Where the command starts, installed or as `python -m ztunnel`.
 
-from ztunnel.cli import main
+Imports the command line only once it is ready for Ctrl-C, which may come while that is still being read.
+"""
 
-main()
+import sys
+
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """The entry point of the installed command."""
+    try:
+        from ztunnel.cli import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -103,11 +103,6 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The entry point of the installed command."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; crashes are raised."""
     try:

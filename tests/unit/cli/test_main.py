@@ -58,6 +58,24 @@ def test_the_option_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == second
 
 
+def test_ctrl_c_is_quiet_also_while_the_command_is_still_being_read() -> None:
+    script = """
+import sys
+from importlib.metadata import entry_points
+
+class CtrlC:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+[command] = entry_points(group="console_scripts", name="ztunnel")
+command.load()()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (cli.EXIT_INTERRUPTED, "", "")
+
+
 @pytest.mark.parametrize(("closed", "code", "said"), [(">&-", 0, ""), (">/dev/full", 1, "error: ")])
 def test_an_output_that_takes_nothing_is_no_crash(closed: str, code: int, said: str) -> None:
     command = f"exec {sys.executable} -m ztunnel version {closed}"
