@@ -88,6 +88,17 @@ COMMIT
 COMMIT
 """
 FOREIGN_NFT = "table inet foreign {\n chain c {\n type nat hook output priority -100\n tcp dport 9999 accept\n }\n}\n"
+NATIVE_NAT = """\
+table ip nat {
+ set inside {
+  type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }
+ }
+ chain postrouting {
+  type nat hook postrouting priority srcnat; policy accept;
+  ip saddr @inside oifname "eth9" counter masquerade comment "not iptables }"
+ }
+}
+"""
 
 
 def add_foreign(pod: Pod) -> None:
@@ -115,6 +126,17 @@ def test_foreign_rules_survive(pod: Pod, backend: Backend) -> None:
             assert line in with_ours
     remove(pod.fd)
     assert snapshot(pod) == foreign
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_table_of_nft_with_the_name_of_iptables_own_survives(pod: Pod, backend: Backend) -> None:
+    """As a router has it in its nftables.conf; iptables-save does not show it."""
+    pod.run(["nft", "-f", "-"], stdin=NATIVE_NAT)
+    foreign = pod.run(["nft", "-s", "list", "table", "ip", "nat"]).stdout
+    assert remove(pod.fd) == []
+    apply(full_spec(CaptureMode.REDIRECT), pod.fd, backend)
+    remove(pod.fd)
+    assert pod.run(["nft", "-s", "list", "table", "ip", "nat"]).stdout == foreign
 
 
 def test_istios_own_rules_are_these(pod: Pod, topology: Topology) -> None:

@@ -4,8 +4,9 @@ Apply always leads from what is there to what is wanted: after ten times it is a
 replaced, and what an agent that was killed half-way left behind is put right. If a tool refuses, what was there before
 is put back. Remove looks through every backend that is installed.
 
-A table of iptables-nft in which nobody else has anything is removed as a whole, and so are built-in chains that are
-empty; whose they were cannot be told, and empty they mean nothing. The tables of iptables-legacy are the kernel's own
+A table of iptables-nft in which nobody else has anything (asked of nft, which also shows what iptables does not) is
+removed as a whole, and so are built-in chains that are empty; whose they were cannot be told, and empty they mean
+nothing. The tables of iptables-legacy are the kernel's own
 and stay, empty, once they were used.
 
 Blocks for some tens of milliseconds: call it from a worker thread.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -133,8 +135,8 @@ def in_backend(backend: Backend, netns: int | None) -> Listing:
     """What of ours one backend has."""
     found: Listing = {}
     if backend is Backend.NFT:
-        for table in _nft_tables(netns):
-            found |= render_nft.listing(table, _nft(["-s", "list", "table", "inet", table], netns))
+        for table, text in _nft_listed("inet", render_nft.TABLES, netns).items():
+            found |= render_nft.listing(table, text)
         return found
     for family in _FAMILIES:
         listed = render_iptables.listing(_saved(backend, family, netns), family)
@@ -202,14 +204,15 @@ def _clear(before: Listing, backend: Backend, netns: int | None) -> None:
         if backend is Backend.IPTABLES_LEGACY or not tools.has(Backend.NFT):
             _restore(backend, family, render_iptables.transition(found, None, family), netns)
             continue
-        whole = render_iptables.without_others(_saved(backend, family, netns))
         name = "ip" if family == 4 else "ip6"
+        tables = _nft_listed(name, render_iptables.TABLES, netns)
+        whole = [table for table, listed in tables.items() if not render_iptables.holds_others(listed)]
         _nft_file("".join(f"delete table {name} {table}\n" for table in whole), netns)
         found = {place: lines for place, lines in found.items() if place.split()[1] not in whole}
         _restore(backend, family, render_iptables.transition(found, None, family), netns)
-        empty = [f"chain {name} {hook}" for hook in render_iptables.empty_hooks(_saved(backend, family, netns))]
-        there = _nft_chains(netns) if empty else ()
-        _nft_file("".join(f"delete {chain}\n" for chain in empty if chain in there), netns)
+        for table, listed in _nft_listed(name, render_iptables.TABLES, netns).items():
+            empty = render_iptables.empty_hooks(listed)
+            _nft_file("".join(f"delete chain {name} {table} {chain}\n" for chain in empty), netns)
 
 
 def _of(found: Listing, backend: Backend) -> Listing:
@@ -255,19 +258,8 @@ def _nft_file(text: str, netns: int | None) -> None:
         _nft(["-f", "-"], netns, text)
 
 
-def _nft_chains(netns: int | None) -> set[str]:
-    """Each chain as `chain FAMILY TABLE NAME`; iptables-save also shows built-in ones that do not exist."""
-    found, table = set(), ""
-    for line in _nft(["list", "chains"], netns).splitlines():
-        words = line.split()
-        if words[:1] == ["table"]:
-            table = " ".join(words[1:3])
-        elif words[:1] == ["chain"]:
-            found.add(f"chain {table} {words[1]}")
-    return found
-
-
-def _nft_tables(netns: int | None) -> list[str]:
-    listed = _nft(["list", "tables"], netns).split("\n")
-    names = [line.split()[2] for line in listed if line.startswith("table inet ")]
-    return [name for name in names if name in render_nft.TABLES]
+def _nft_listed(family: str, names: Collection[str], netns: int | None) -> dict[str, str]:
+    """Those tables that are there, in nft's words."""
+    listed = [line.split() for line in _nft(["list", "tables", family], netns).splitlines()]
+    tables = [words[2] for words in listed if words[:2] == ["table", family] and words[2] in names]
+    return {table: _nft(["-s", "list", "table", family, table], netns) for table in tables}

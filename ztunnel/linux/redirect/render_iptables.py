@@ -9,6 +9,7 @@ Each table is one transaction of the kernel. Rules of others in the same tables 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from ztunnel.linux.redirect.model import (
@@ -38,6 +39,8 @@ OWN = {
     Chain.OUTBOUND: "ZTUNNEL_OUTBOUND",
     Chain.INBOUND: "ZTUNNEL_INBOUND",
 }
+HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+"""The built-in chains of iptables."""
 TABLES = ("mangle", "nat", "raw")
 OURS = frozenset((*ISTIO.values(), *OWN.values()))
 
@@ -66,12 +69,14 @@ def transition(present: Listing, ruleset: Ruleset | None, family: int) -> str:
 
 
 def listing(saved: str, family: int) -> Listing:
-    """What of ours iptables-save shows: our chains, and the jumps of others into them."""
+    """What of ours iptables-save shows: in the tables that we use, our chains and the jumps of others into them."""
     found: Listing = {}
     table = ""
     for line in saved.splitlines():
         if line.startswith("*"):
             table = line[1:].strip()
+        elif table not in TABLES:
+            continue
         elif line.startswith(":"):
             chain = line[1:].split()[0]
             if chain in OURS:
@@ -96,37 +101,43 @@ def return_to(present: Listing, before: Listing, family: int) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def without_others(saved: str) -> tuple[str, ...]:
-    """The tables in iptables-save's output, of those we use, in which nobody else has a chain, a rule or a policy."""
-    others: dict[str, bool] = {}
-    table = ""
-    for line in saved.splitlines():
-        if line.startswith("*"):
-            table = line[1:].strip()
-            others[table] = table not in TABLES
-        elif line.startswith(":"):
-            chain, policy = line[1:].split()[:2]
-            others[table] |= chain not in OURS and policy != "ACCEPT"
-        elif line.startswith("-A "):
-            _, chain, rule = line.split(" ", 2)
-            others[table] |= chain not in OURS and _target(rule) not in OURS
-    return tuple(name for name, found in others.items() if not found)
+def holds_others(listed: str) -> bool:
+    """Whether a table of iptables-nft, in the words of `nft -s list table`, has anything that is not ours.
+
+    Asked of nft, because iptables-save leaves out what was not made by iptables.
+    """
+    return any(not _is_ours(head, lines) for head, lines in _blocks(listed).items())
 
 
-def empty_hooks(saved: str) -> list[str]:
-    """The built-in chains, of those we use, that hold no rule and only accept: `table chain`."""
-    empty: dict[str, None] = {}
-    table = ""
-    for line in saved.splitlines():
-        if line.startswith("*"):
-            table = line[1:].strip()
-        elif line.startswith(":"):
-            chain, policy = line[1:].split()[:2]
-            if table in TABLES and chain in BUILT_IN.values() and policy == "ACCEPT":
-                empty[f"{table} {chain}"] = None
-        elif line.startswith("-A "):
-            empty.pop(f"{table} {line.split()[1]}", None)
-    return list(empty)
+def empty_hooks(listed: str) -> list[str]:
+    """The built-in chains, of those we use, that hold no rule and only accept; in the same words."""
+    found = ((head.removeprefix("chain "), lines) for head, lines in _blocks(listed).items())
+    return [name for name, lines in found if name in BUILT_IN.values() and len(lines) == 1 and _accepts(lines)]
+
+
+def _blocks(listed: str) -> dict[str, list[str]]:
+    """What a table has, each with its lines. nft indents by a tab for each level."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in listed.splitlines():
+        if line.startswith("\t\t"):
+            lines.append(line.strip())
+        elif line.startswith("\t") and line != "\t}":
+            lines = found.setdefault(line.strip().removesuffix(" {"), [])
+    return found
+
+
+def _is_ours(head: str, lines: Sequence[str]) -> bool:
+    """Our chains, and built-in ones that only accept and jump to ours."""
+    kind, _, name = head.partition(" ")
+    if kind != "chain" or name not in HOOKS:
+        return kind == "chain" and name in OURS
+    return _accepts(lines) and all(rule.rpartition(" jump ")[2] in OURS for rule in lines[1:])
+
+
+def _accepts(lines: Sequence[str]) -> bool:
+    """Whether a chain begins as one of iptables does that nobody gave another policy."""
+    return bool(lines) and lines[0].startswith("type ") and lines[0].endswith(" policy accept;")
 
 
 def _create(table: Table, names: dict[Chain, str]) -> Iterator[str]:
@@ -150,7 +161,9 @@ def _destroy(present: Listing, prefix: str) -> Iterator[str]:
 
 
 def _target(rule: str) -> str:
-    words: Sequence[str] = rule.split()
+    if not any(name in rule for name in OURS):
+        return ""  # spares the words of thousands of rules
+    words = shlex.split(rule)  # a comment may have our names, too
     return words[words.index("-j") + 1] if "-j" in words[:-1] else ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.linux.redirect import render_iptables
 from ztunnel.linux.redirect.model import CaptureSpec, Listing
@@ -101,7 +103,60 @@ def test_what_was_there_can_be_put_back() -> None:
     assert render_iptables.listing(kept, 4) == PRESENT
 
 
-def test_only_tables_without_anything_of_others_go_as_a_whole() -> None:
-    assert render_iptables.without_others(SAVED) == ("nat",)
-    assert render_iptables.without_others("*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n") == ("nat",)
-    assert render_iptables.without_others("*security\n:INPUT ACCEPT [0:0]\nCOMMIT\n") == ()
+NFT_TABLE = """\
+table ip nat {
+\tchain PREROUTING {
+\t\ttype nat hook prerouting priority dstnat; policy accept;
+\t\tcounter jump ISTIO_PRERT
+\t}
+
+\tchain OUTPUT {
+\t\ttype nat hook output priority -100; policy accept;
+\t}
+
+\tchain ISTIO_PRERT {
+\t\tmeta l4proto tcp counter redirect to :15006
+\t}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("counter jump ISTIO_PRERT", "tcp dport 22 counter accept"),
+        ("counter jump ISTIO_PRERT", 'counter accept comment " jump ISTIO_PRERT"'),
+        ("policy accept", "policy drop"),
+        ("\tchain ISTIO_PRERT {", "\tchain postrouting {"),
+        ("\tchain ISTIO_PRERT {", "\tset ISTIO_PRERT {"),
+        ("\tchain ISTIO_PRERT {", "\tflags dormant\n\n\tchain ISTIO_PRERT {"),
+    ],
+)
+def test_a_table_with_anything_of_others_is_told_from_ours(old: str, new: str) -> None:
+    assert not render_iptables.holds_others(NFT_TABLE)
+    assert not render_iptables.holds_others("table ip nat {\n}\n")
+    assert render_iptables.holds_others(NFT_TABLE.replace(old, new, 1))
+
+
+def test_built_in_chains_are_empty_when_they_have_no_rule_and_accept() -> None:
+    assert render_iptables.empty_hooks(NFT_TABLE) == ["OUTPUT"]
+    assert render_iptables.empty_hooks(NFT_TABLE.replace("\t\tcounter jump ISTIO_PRERT\n", "")) == [
+        "PREROUTING",
+        "OUTPUT",
+    ]
+    assert render_iptables.empty_hooks(NFT_TABLE.replace("-100; policy accept", "-100; policy drop")) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        '-A OUTPUT -m comment --comment "a -j ISTIO_OUTPUT b" -j ACCEPT',
+        '-A OUTPUT -j LOG --log-prefix "-j ISTIO_OUTPUT "',
+    ],
+)
+def test_our_names_in_the_text_of_others_mean_nothing(rule: str) -> None:
+    assert render_iptables.listing(f"*nat\n:OUTPUT ACCEPT [0:0]\n{rule}\nCOMMIT\n", 4) == {}
+
+
+def test_our_names_in_other_tables_mean_nothing() -> None:
+    assert render_iptables.listing("*filter\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n", 4) == {}
