@@ -6,9 +6,10 @@ Each marker is also looked for without capture, where it must be seen: the eye t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
+from conversations import conversations
 from netns_builder import Acceptor, Topology
 from path_mesh import SERVER_IP, SERVER_IP6, VIP, VIP6, path, read_exactly, run
 
@@ -41,7 +42,7 @@ async def test_between_the_nodes_there_are_only_tls_records_on_15008(
     assert {HBONE_PORT in (segment.source.port, segment.destination.port) for segment in segments} == {True}
     for words in (up, down, b"CONNECT", b"HTTP/2", b"spiffe", b"cluster.local", b"baggage"):
         assert not seen(words, segments)
-    assert content_types(conversations(segments)) <= {HANDSHAKE, CHANGE_CIPHER_SPEC, APPLICATION_DATA, ALERT}
+    assert content_types(conversations(segments).values()) <= {HANDSHAKE, CHANGE_CIPHER_SPEC, APPLICATION_DATA, ALERT}
     assert sum(len(segment.payload) for segment in segments) > 128_000
 
 
@@ -53,7 +54,8 @@ async def test_of_the_handshake_only_the_hellos_are_readable(topology: Topology,
             client = await p.connect(vip, 80)
             assert await run(read_exactly, client, 1) == b"x"
             segments = await run(wire.read)
-    messages = [body[0] for talk in conversations(segments) for kind, body in records(talk) if kind == HANDSHAKE]
+    talks = conversations(segments).values()
+    messages = [body[0] for talk in talks for kind, body in records(talk) if kind == HANDSHAKE]
     assert sorted(messages) == list(HELLOS)
 
 
@@ -73,16 +75,8 @@ async def test_without_capture_the_same_words_are_seen(topology: Topology) -> No
 def seen(words: bytes, segments: Sequence[Segment]) -> bool:
     """In one segment, or across segments of one direction."""
     return any(words in segment.payload for segment in segments) or any(
-        words in talk for talk in conversations(segments)
+        words in talk for talk in conversations(segments).values()
     )
-
-
-def conversations(segments: Sequence[Segment]) -> list[bytes]:
-    """The bytes of each direction of each connection; on a veth nothing is lost or reordered."""
-    found: dict[tuple[object, object], bytearray] = {}
-    for segment in segments:
-        found.setdefault((segment.source, segment.destination), bytearray()).extend(segment.payload)
-    return [bytes(talk) for talk in found.values() if talk]
 
 
 def records(talk: bytes) -> list[tuple[int, bytes]]:
@@ -97,5 +91,5 @@ def records(talk: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def content_types(talks: Sequence[bytes]) -> set[int]:
+def content_types(talks: Iterable[bytes]) -> set[int]:
     return {kind for talk in talks for kind, _ in records(talk)}

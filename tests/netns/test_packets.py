@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import pytest
+from conversations import conversations
 from netns_builder import Acceptor, Topology
 
 from ztunnel.core.errors import PlatformError
-from ztunnel.linux.packets import Sniffer
+from ztunnel.core.model.address import Address
+from ztunnel.linux.packets import Segment, Sniffer
+
+
+def test_a_conversation_has_each_byte_once_whatever_was_sent_again() -> None:
+    ends = Address("10.0.0.1", 4000), Address("10.0.0.2", 80)
+    start = 2**32 - 3
+    sent = [
+        (start, 2, b""),
+        (start + 1, 16, b"ab"),
+        (0, 16, b"cd"),
+        (start + 2, 16, b"bc"),
+        (2, 16, b"e"),
+        (0, 16, b"cd"),
+        (3, 17, b""),
+    ]
+    segments = [Segment(*ends, flags, sequence, payload) for sequence, flags, payload in sent]
+    assert conversations(segments) == {ends: b"abcde"}
+    with pytest.raises(AssertionError, match="2 bytes before b'e' were not seen"):
+        conversations(segments[:2] + segments[4:5])
 
 
 @pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
@@ -25,10 +45,10 @@ def test_every_payload_byte_is_seen_in_both_directions(topology: Topology, famil
             mine = sock.getsockname()[1]
         segments = sniffer.read()
     assert sniffer.dropped == 0
-    there = b"".join(segment.payload for segment in segments if segment.destination == (server.addresses[family], 80))
-    again = b"".join(segment.payload for segment in segments if segment.source == (server.addresses[family], 80))
-    assert there == again == back == data
-    assert (client.addresses[family], mine) in {segment.source for segment in segments}
+    ends = (client.addresses[family], mine), (server.addresses[family], 80)
+    said = conversations(segments)
+    assert said.keys() == {ends, ends[::-1]}
+    assert said[ends] == said[ends[::-1]] == back == data
     assert segments[0].flags == 2
 
 

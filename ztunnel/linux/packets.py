@@ -38,6 +38,8 @@ class Segment(NamedTuple):
     destination: Address
     flags: int
     """FIN 1, SYN 2, RST 4, PSH 8, ACK 16 (RFC 9293 section 3.1)."""
+    sequence: int
+    """Of the first byte of the payload, or of the SYN before it."""
     payload: bytes
 
 
@@ -113,6 +115,6 @@ def _decode(protocol: int, packet: bytes) -> Segment | None:
     segment = packet[start:end]
     if len(segment) < 20:
         return None
-    source_port, destination_port = struct.unpack_from("!HH", segment)
+    source_port, destination_port, sequence = struct.unpack_from("!HHI", segment)
     payload = segment[(segment[12] >> 4) * 4 :]
-    return Segment(Address(ends[0], source_port), Address(ends[1], destination_port), segment[13], payload)
+    return Segment(Address(ends[0], source_port), Address(ends[1], destination_port), segment[13], sequence, payload)

@@ -15,7 +15,7 @@ TLS = b"\x17\x03\x03\x00\x20" + bytes(32)
 
 
 def segment(payload: bytes, port: int = 15008) -> Segment:
-    return Segment(Address(CLIENT, 40000), Address(SERVER, port), 16, payload)
+    return Segment(Address(CLIENT, 40000), Address(SERVER, port), 16, 0, payload)
 
 
 PLAIN = (segment(f"GET /hello HTTP/1.1\r\nX-Secret: {SECRET}\r\n\r\n".encode(), 8080),)
