@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ log = logging.getLogger("ztunnel.control.mesh")
 
 POLL = 0.25
 """Seconds between two looks at the file; a change is in force after two to three of them."""
+MAX_FILE = 256 * 1024 * 1024
+"""Bytes of a mesh file; hundreds of thousands of workloads."""
 SLICE = 100
 """Resources per StateSlice: well under a millisecond of a worker's time."""
 
@@ -155,14 +158,24 @@ class LocalSource:
 def _read_file(path: str) -> tuple[str, Stamp]:
     """Text and identity of the very same file, whatever is swapped into its place meanwhile."""
     try:
-        with open(path, "rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
-            return file.read().decode(), stamp
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                problem = f"{path}: is no regular file"
+            elif status.st_size > MAX_FILE:
+                problem = f"{path}: is larger than {MAX_FILE} bytes"
+            else:
+                return file.read(MAX_FILE).decode(), _stamp(status)
     except OSError as error:
         problem = f"{path}: cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         problem = f"{path}: is not UTF-8 text (byte {error.start})"
     raise ConfigError(problem, problems=(problem,), hint="LOCAL_XDS_PATH names the mesh file")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens also a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _stamp(status: os.stat_result) -> Stamp:

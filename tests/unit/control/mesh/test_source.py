@@ -8,7 +8,7 @@ import trio
 
 from ztunnel.config.settings import Settings
 from ztunnel.control.mesh.localfile import Mesh
-from ztunnel.control.mesh.source import LocalSource, Statistics
+from ztunnel.control.mesh.source import MAX_FILE, LocalSource, Statistics
 from ztunnel.core.errors import ConfigError
 from ztunnel.link.messages import CaptureMode, StateSlice, StateSynced
 
@@ -99,6 +99,23 @@ def test_text_that_is_not_utf_8_is_a_config_error(path):
     path.write_bytes(b"workloads: \xff")
     with pytest.raises(ConfigError, match="is not UTF-8 text \\(byte 11\\)"):
         LocalSource(Settings(local_xds_path=str(path))).load()
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (os.mkfifo, "is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+        (lambda path: (path.touch(), os.truncate(path, MAX_FILE + 1)), "is larger than 268435456 bytes"),
+        (os.mkdir, "cannot be read: Is a directory"),
+    ],
+    ids=["pipe", "device", "huge", "directory"],
+)
+def test_what_is_no_file_of_a_sensible_size_is_a_config_error(path, make, why):
+    make(path)
+    with pytest.raises(ConfigError) as raised:
+        LocalSource(Settings(local_xds_path=str(path))).load()
+    assert raised.value.problems == (f"{path}: {why}",)
 
 
 async def test_a_change_in_place_is_seen(path):
