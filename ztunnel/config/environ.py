@@ -49,6 +49,7 @@ class Group(NamedTuple):
 
 V = Variable
 MAX_WINDOW = 2**31 - 1  # RFC 9113, 6.9.1
+KEEPALIVE = forms.period(1, 32767)  # what the kernel takes: include/net/tcp.h, MAX_TCP_KEEPIDLE
 
 GROUPS = (
     Group(
@@ -71,7 +72,7 @@ GROUPS = (
             V("NETWORK", forms.TEXT, "Name of the network that plain addresses belong to."),
             V("NODE_NAME", forms.TEXT, "Name of this node."),
             V("CLUSTER_ID", forms.TEXT, "Name of the cluster; `ISTIO_META_CLUSTER_ID` wins."),
-            V("TRUST_DOMAIN", forms.TEXT, "SPIFFE trust domain where none is given."),
+            V("TRUST_DOMAIN", forms.TRUST_DOMAIN, "SPIFFE trust domain where none is given."),
             V("CLUSTER_DOMAIN", forms.TEXT, "DNS domain of the cluster.", later=True),
             V("POD_NAMESPACE", forms.TEXT, "Namespace of the agent's own pod.", later=True),
             V("POD_NAME", forms.TEXT, "Name of the agent's own pod.", later=True),
@@ -104,7 +105,7 @@ GROUPS = (
         "Certificates",
         (
             V("LOCAL_CA_PATH", forms.PATH, "Directory of the embedded CA (cacerts layout); empty: in memory."),
-            V("SECRET_TTL", forms.LIMIT, "Validity of workload certificates."),
+            V("SECRET_TTL", forms.period(1, int(forms.LONGEST)), "Validity of workload certificates."),
             V(
                 "CA_ADDRESS",
                 forms.URL,
@@ -155,8 +156,8 @@ GROUPS = (
             V("IPV6_ENABLED", forms.BOOLEAN, "Listen and connect by IPv6 also."),
             V("INPOD_PORT_REUSE", forms.BOOLEAN, "SO_REUSEPORT, so that two agents can overlap in an upgrade."),
             V("KEEPALIVE_ENABLED", forms.BOOLEAN, "TCP keepalive."),
-            V("KEEPALIVE_TIME", forms.LIMIT, "Idle time before the first probe."),
-            V("KEEPALIVE_INTERVAL", forms.LIMIT, "Time between probes."),
+            V("KEEPALIVE_TIME", KEEPALIVE, "Idle time before the first probe."),
+            V("KEEPALIVE_INTERVAL", KEEPALIVE, "Time between probes."),
             V("KEEPALIVE_RETRIES", forms.integer(1, 127), "Probes without answer that end a connection."),
             V("USER_TIMEOUT_ENABLED", forms.BOOLEAN, "TCP_USER_TIMEOUT of time + retries x interval."),
             V(

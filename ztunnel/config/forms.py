@@ -22,7 +22,10 @@ UNITS = {
     "h": 3600.0,
     "d": 86400.0,
 }
+LONGEST = 100 * 365 * 86400.0
+"""Seconds: a century, which every clock and certificate can say."""
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
+_TRUST_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _PIECE = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d)", re.ASCII)
 
 
@@ -42,12 +45,14 @@ class BindText(NamedTuple):
 
 def duration_seconds(text: str) -> float:
     """`10s`, `5m`, `1h30m`, `250ms`, or a bare number of seconds."""
-    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
-        return float(text)
-    pieces = _PIECE.findall(text)
-    if not pieces or "".join(number + unit for number, unit in pieces) != text:
+    plain = f"{text}s" if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII) else text
+    pieces = _PIECE.findall(plain)
+    if not pieces or "".join(number + unit for number, unit in pieces) != plain:
         raise ValueError("is not a duration such as 10s, 5m or 1h30m")
-    return sum(float(number) * UNITS[unit] for number, unit in pieces)
+    seconds = sum(float(number) * UNITS[unit] for number, unit in pieces)
+    if seconds > LONGEST:
+        raise ValueError("is longer than a century")
+    return seconds
 
 
 def _boolean(text: str) -> bool:
@@ -67,6 +72,18 @@ def _limit(text: str) -> float:
     if seconds <= 0:
         raise ValueError("must be longer than nothing")
     return seconds
+
+
+def period(low: int, high: int) -> Form:
+    """A duration in a closed range of seconds."""
+
+    def parse(text: str) -> float:
+        seconds = duration_seconds(text)
+        if not low <= seconds <= high:
+            raise ValueError(f"must be between {low}s and {high}s")
+        return seconds
+
+    return Form("duration", parse)
 
 
 def integer(low: int, high: int) -> Form:
@@ -149,6 +166,12 @@ def _log_filter(text: str) -> str:
     return text
 
 
+def _trust_domain(text: str) -> str:
+    if not _TRUST_DOMAIN.fullmatch(text):
+        raise ValueError("is no trust domain: that is at most 255 letters, digits, '.', '_' and '-'")
+    return text
+
+
 def _ip(text: str) -> str:
     try:
         return canonical_ip(text)
@@ -173,4 +196,5 @@ CIDRS = Form("CIDRs", _cidrs)
 BIND = Form("listen address", _bind)
 WORKLOAD = Form("namespace/name/serviceaccount", _workload_info)
 LOG_FILTER = Form("levels", _log_filter)
+TRUST_DOMAIN = Form("text", _trust_domain)
 IP = Form("IP address", _ip)

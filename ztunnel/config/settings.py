@@ -22,6 +22,8 @@ Capture = Literal["redirect", "tproxy", "node", "none"]
 CaptureBackend = Literal["auto", "iptables", "iptables-nft", "iptables-legacy", "nft"]
 LogFormat = Literal["plain", "json"]
 
+MAX_USER_TIMEOUT = (2**31 - 1) // 1000
+"""Seconds; the kernel counts milliseconds in an int."""
 ISTIO_MARK = 1337
 """0x539, the mark that Istio's rules exempt from capture."""
 DEFAULT_DRAIN_DEADLINE = 5.0
@@ -207,4 +209,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """TCP_USER_TIMEOUT in seconds: what keepalive would take to give up."""
         if not self.user_timeout_enabled:
             return None
-        return self.keepalive_time + self.keepalive_retries * self.keepalive_interval
+        return min(self.keepalive_time + self.keepalive_retries * self.keepalive_interval, MAX_USER_TIMEOUT)

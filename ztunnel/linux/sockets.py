@@ -28,6 +28,7 @@ from ztunnel.linux.constants import (
 from ztunnel.linux.netns import in_netns
 
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_MARK = struct.Struct("I")
 _PORT = struct.Struct("!2xH")
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _IPV6_LOOPBACK_OFF = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
@@ -59,7 +60,7 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     Raises PlatformError without CAP_NET_ADMIN (or CAP_NET_RAW since Linux 5.17).
     """
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _MARK.pack(mark))
     except PermissionError:
         raise PlatformError(
             f"may not set the packet mark {mark:#x} on a socket",

@@ -33,6 +33,26 @@ def test_what_is_no_duration_says_so(text):
         forms.duration_seconds(text)
 
 
+@pytest.mark.parametrize("text", ["36501d", "9" * 400, "9" * 400 + "h"])
+def test_a_duration_ends_before_a_clock_does(text):
+    with pytest.raises(ValueError, match="longer than a century"):
+        forms.duration_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["0.5s", "32768", "10h"])
+def test_a_period_has_a_range(text):
+    assert forms.period(1, 32767).parse("9h") == 32400
+    with pytest.raises(ValueError, match="must be between 1s and 32767s"):
+        forms.period(1, 32767).parse(text)
+
+
+@pytest.mark.parametrize("text", ["a/b", "a b", "ünïcode", "a" * 256, "a\n"])
+def test_a_trust_domain_has_the_letters_of_spiffe(text):
+    assert forms.TRUST_DOMAIN.parse("old_mesh-1.example.org") == "old_mesh-1.example.org"
+    with pytest.raises(ValueError, match="is no trust domain"):
+        forms.TRUST_DOMAIN.parse(text)
+
+
 @given(st.integers(0, 10**6).map(float))
 def test_a_duration_reads_back_as_it_is_written(seconds):
     assert forms.duration_seconds(duration(seconds)) == seconds

@@ -24,6 +24,8 @@ def test_the_drain_ends_a_little_before_kubernetes_kills(deadline, grace, second
 def test_the_user_timeout_is_what_keepalive_would_take():
     assert Settings().user_timeout is None
     assert Settings(user_timeout_enabled=True).user_timeout == 1800
+    longest = Settings(user_timeout_enabled=True, keepalive_interval=32767.0, keepalive_retries=127)
+    assert longest.user_timeout == 2147483, "and never more than the kernel takes"
 
 
 def test_our_capture_ports_are_illegal_destinations():

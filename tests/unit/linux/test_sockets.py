@@ -92,6 +92,11 @@ def test_a_taken_port_is_refused_with_a_hint(elsewhere: int) -> None:
         assert "ss -ltnp" in refused.value.hint
 
 
+def test_a_mark_has_32_bits(elsewhere: int) -> None:
+    with sockets.new_tcp_socket(socket.AF_INET, elsewhere, 2**32 - 1) as sock:
+        assert option(sock, socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF == 2**32 - 1
+
+
 def test_a_transparent_listener_is_so_in_both_families(elsewhere: int) -> None:
     with sockets.listen_tcp(ip=None, port=0, netns=elsewhere, transparent=True, mark=7) as sock:
         assert option(sock, socket.IPPROTO_IPV6, IPV6_TRANSPARENT) == 1

@@ -255,6 +255,9 @@ def _problems(spec: CaptureSpec) -> list[str]:
         found += [f"{name}: {text!r} is not an interface's name" for text in getattr(spec, name) if not _is_link(text)]
     if spec.mark & ~spec.mark_mask or not spec.mark:
         found.append(f"mark {spec.mark:#x} does not fit the mask {spec.mark_mask:#x}")
+    value, mask = (int(number, 0) for number in CONNECTION_MARK.split("/"))
+    if spec.mark & mask == value:
+        found.append(f"mark {spec.mark:#x} is that of captured connections ({CONNECTION_MARK})")
     if spec.mode is CaptureMode.NODE and spec.dns:
         found.append("DNS capture does not exist in node mode; use redirect or tproxy")
     if spec.mode is CaptureMode.NODE and spec.exclude_uids:

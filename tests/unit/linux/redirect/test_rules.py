@@ -131,6 +131,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         ({"mode": CaptureMode.NODE, "dns": True}, "DNS capture does not exist in node mode"),
         ({"mode": CaptureMode.NODE, "exclude_uids": (7,)}, "the node does not see them"),
         ({"mark": 0}, "does not fit"),
+        ({"mark": 0x1111, "mark_mask": 0xFFFF}, "mark 0x1111 is that of captured connections (0x111/0xfff)"),
         ({"pod_interfaces": ("",)}, "is not an interface's name"),
         ({"pod_interfaces": ("a" * 16,)}, "is not an interface's name"),
         ({"pod_interfaces": ("-j",)}, "is not an interface's name"),
