@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 _CORE = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
+_DIGITS = 20
+"""More than any number here has, and fewer than what Python refuses to read."""
 
 
 class _Loader(Composer, CParser, Resolver):
@@ -142,8 +144,9 @@ class Cursor:
         if text is None or not _INTEGER.fullmatch(text):
             self.refuse(f"must be a whole number, not {self._kind()}")
             return None
-        if not low <= int(text) <= high:
-            self.refuse(f"must be between {low} and {high}, not {text}")
+        if len(text) > _DIGITS or not low <= int(text) <= high:
+            shown = text if len(text) <= _DIGITS else f"a number of {len(text)} digits"
+            self.refuse(f"must be between {low} and {high}, not {shown}")
             return None
         return int(text)
 

@@ -181,6 +181,10 @@ def test_a_policy_may_match_nothing(rules):
     [
         (", protocol: hbone", "workloads[0].protocol: must be one of TCP, HBONE, not 'hbone'"),
         (", capacity: -1", "workloads[0].capacity: must be between 0 and 4294967295, not -1"),
+        (
+            ", capacity: " + "9" * 5000,
+            "workloads[0].capacity: must be between 0 and 4294967295, not a number of 5000 digits",
+        ),
         (", nativeTunnel: yes", "workloads[0].nativeTunnel: must be true or false, not 'yes'"),
         (", services: {n: {80: 80}}", "workloads[0].services.n: 'n' is not namespace/hostname"),
         (", services: {n/s: {http: 80}}", "workloads[0].services.n/s.http: 'http' is no port"),
