@@ -1,15 +1,17 @@
 """Logging of the whole process: installed once, filtered at run time, written without ever blocking the caller.
 
 A line is formatted where it arises and put into a bounded queue; one thread writes whatever has gathered with a
-single call. When the reader of our output stalls, the thread stalls, the queue fills, and further lines are counted
-and dropped: traffic does not wait for a log. Once the reader is back, a line says how many are missing. (Formatting
-stays with the caller because a formatting thread would fight the loop for the interpreter lock, in larger pieces.)
+single call. When the reader of our output stalls, or its disk is full, the thread stalls, the queue fills, and further
+lines are counted and dropped: traffic does not wait for a log. Once there is room again, a line says how many are
+missing. (Formatting stays with the caller because a formatting thread would fight the loop for the interpreter lock, in
+larger pieces.)
 
 Which lines are wanted is `log_filter`; how they look is `log_format`.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -22,6 +24,9 @@ from ztunnel.observe.log_format import LogFormat, formatter
 QUEUE_LINES = 10_000
 """As many as Istio's ztunnel keeps."""
 BATCH_LINES = 256
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RETRY = 0.5
+"""Seconds between two looks whether a full disk has room."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class LineWriter:
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._reported = 0
         self._gone = False
+        self._closed = threading.Event()
         self.dropped = 0
         """Lines that were not written since the start."""
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -50,6 +56,7 @@ class LineWriter:
         """Write what is queued, waiting at most `timeout` seconds for a stalled reader."""
         self._lines.put(None)
         self._thread.join(timeout)
+        self._closed.set()
 
     def _run(self) -> None:
         running = True
@@ -80,12 +87,10 @@ class LineWriter:
         missing = self.dropped - self._reported
         if missing and self._lines.empty():
             self._reported = self.dropped
-            _log.warning(
-                "log lines dropped: the reader of this output is too slow", extra={"fields": {"lines": missing}}
-            )
+            _log.warning("log lines dropped: this output took them too slowly", extra={"fields": {"lines": missing}})
 
     def _write_all(self, data: bytes) -> None:
-        """Raises OSError when the descriptor takes nothing any more (closed by its reader)."""
+        """Raises OSError when the descriptor takes nothing any more: closed by its reader, or full until the end."""
         view = memoryview(data)
         while view:
             try:
@@ -94,6 +99,9 @@ class LineWriter:
                 poller = select.poll()
                 poller.register(self._fd, select.POLLOUT)
                 poller.poll()
+            except OSError as error:
+                if error.errno not in FULL or self._closed.wait(RETRY):
+                    raise
 
 
 class _QueueHandler(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ztunnel.observe import logs as module
 from ztunnel.observe.logs import Logs, install
 
 
@@ -125,6 +127,39 @@ def test_an_output_whose_reader_is_gone_counts_every_line(output: Output) -> Non
     logs.close(10)
     os.close(write_end)
     assert logs.dropped == 1
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_line(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[OSError | None] = [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "full"), None]
+    write = os.write
+
+    def write_when_there_is_room(fd: int, data: memoryview) -> int:
+        answer = answers.pop(0) if answers else None
+        if answer is not None:
+            raise answer
+        return write(fd, data[:7])  # a disk that was full takes a piece first
+
+    monkeypatch.setattr(os, "write", write_when_there_is_room)
+    monkeypatch.setattr(module, "RETRY", 0.01)
+    logs = install("info", fd=output.write_end)
+    for word in ("first", "second"):
+        logging.getLogger("ztunnel.full").info(word)
+    assert [output.line().split("\t")[3] for _ in range(2)] == ["first", "second"]
+    logs.close(10)
+    assert answers == []
+    assert logs.dropped == 0
+
+
+def test_a_disk_that_stays_full_does_not_hold_up_the_end() -> None:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    logs = install("info", fd=fd)
+    writer = logs._writer._thread
+    logging.getLogger("ztunnel.full").info("lost")
+    logs.close(0.01)
+    writer.join(10)
+    assert not writer.is_alive()
+    assert logs.dropped == 1
+    os.close(fd)
 
 
 def test_a_wrong_log_call_still_gives_a_line(logs: Logs, output: Output) -> None:
