@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,11 @@ from ztunnel.control.identity.ca_directory import CA_NAME, create, open_existing
 from ztunnel.control.identity.certificate import rfc3339
 from ztunnel.control.identity.files import ISSUED_CHAIN, ISSUED_KEY, ISSUED_ROOTS, write_issued
 from ztunnel.control.identity.inspect import Inspection, ShownCertificate, inspect
-from ztunnel.core.errors import ZtunnelError
+from ztunnel.core.errors import ConfigError, IdentityUnavailable
 from ztunnel.core.model.identity import Identity, parse_identity
 
 EXIT_WRONG = 1
 """Of `inspect`, when it has a warning."""
-
-
-class _Failed(click.ClickException):
-    """The command line, the files or the rights are wrong: one sentence, what to do, exit code 2."""
-
-    exit_code = 2
 
 
 class _Duration(click.ParamType[float]):
@@ -90,10 +82,9 @@ def init(directory: Path, name: str, ttl: float) -> None:
     """
     if not 1 <= len(name) <= 64:
         raise click.BadParameter("a common name has 1 to 64 characters", param_hint="--name")
-    with _explained():
-        now = time.time()
-        made = create(directory, now=now, name=name, lifetime=ttl)
-        authority = open_existing(directory, now=now)
+    now = time.time()
+    made = create(directory, now=now, name=name, lifetime=ttl)
+    authority = open_existing(directory, now=now)
     click.echo(f"{'made' if made else 'kept'} the CA in {directory}, valid until {rfc3339(authority.not_after)}")
 
 
@@ -113,10 +104,13 @@ def issue(directory: Path, identity: Identity, ttl: float, out_dir: Path) -> Non
       openssl s_client -connect 10.0.0.7:15008 -alpn h2 -CAfile web/root-cert.pem \\
           -cert web/cert-chain.pem -cert_chain web/cert-chain.pem -key web/key.pem
     """
-    with _explained():
-        now = time.time()
-        issued = open_existing(directory, now=now).issue(identity, ttl=ttl, now=now)
-        write_issued(out_dir, issued)
+    now = time.time()
+    authority = open_existing(directory, now=now)
+    try:
+        issued = authority.issue(identity, ttl=ttl, now=now)
+    except IdentityUnavailable as error:  # here the one who asked can act
+        raise ConfigError(str(error), hint=error.hint) from None
+    write_issued(out_dir, issued)
     click.echo(f"{identity} until {rfc3339(issued.not_after)}:")
     for file in (ISSUED_CHAIN, ISSUED_KEY, ISSUED_ROOTS):
         click.echo(f"  {out_dir / file}")
@@ -136,18 +130,9 @@ def inspect_command(path: Path, output: str) -> int:
       ztunnel ca inspect web/cert-chain.pem
       ztunnel ca inspect ca -o json
     """
-    with _explained():
-        found = inspect(path, now=time.time())
+    found = inspect(path, now=time.time())
     click.echo(json.dumps(_as_json(found), indent=2) if output == "json" else _as_text(found))
     return EXIT_WRONG if found.warnings else 0
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except ZtunnelError as error:
-        raise _Failed(f"{error}\nHint: {error.hint}" if error.hint else str(error)) from error
 
 
 def _as_text(found: Inspection) -> str:

@@ -43,9 +43,8 @@ class _Many(click.ParamType[tuple[Any, ...]]):
 
 
 _netns_option = click.option("--netns", metavar="NAME", help="Network namespace: a name of `ip netns`, or a path.")
-_backend_option = click.option(
-    "--backend", type=click.Choice([backend.value for backend in Backend]), help="Default: what is there and works."
-)
+_BACKEND = click.Choice([backend.value for backend in Backend])
+_backend_option = click.option("--backend", type=_BACKEND, help="Default: what is there and works.")
 _output_option = click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 _SPEC_OPTIONS = (
     click.option("--mode", type=click.Choice(MODES), default="redirect", envvar="CAPTURE_MODE", show_default=True),
@@ -125,10 +124,13 @@ def verify_command(netns: str | None, backend: str | None, output: str, mode: st
 
 @redirect.command("remove", short_help="Take out everything of ours, whoever left it.")
 @_netns_option
-@_backend_option
+@click.option("--backend", type=_BACKEND, help="Only what this one has.  [default: all]")
 @_output_option
 def remove_command(netns: str | None, backend: str | None, output: str) -> int:
-    """Take out everything of ours, from every backend, whatever state it is in."""
+    """Take out everything of ours, from every backend, whatever state it is in.
+
+    Without --netns, from the namespace you are in.
+    """
     with _opened(netns) as fd:
         changes = remove(fd, _backend(backend))
     _print_changes(changes, output)

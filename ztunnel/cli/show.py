@@ -29,6 +29,8 @@ class Section(NamedTuple):
 
     name: str
     key: str
+    help: str
+    """What its table answers."""
     headers: Sequence[str]
     namespace: Callable[[Mapping[str, Any]], str]
     rows: Callable[[Dump, Entries, float], Iterable[Row]]
@@ -145,6 +147,7 @@ SECTIONS = (
     Section(
         "workloads",
         "workloads",
+        "Where each workload is, and whether it speaks HBONE.",
         ("namespace", "pod name", "address", "node", "waypoint", "protocol"),
         _namespace,
         _workload_rows,
@@ -152,14 +155,23 @@ SECTIONS = (
     Section(
         "services",
         "services",
+        "Their addresses, and how many endpoints are healthy.",
         ("namespace", "service name", "service vip", "waypoint", "endpoints"),
         _namespace,
         _service_rows,
     ),
-    Section("policies", "policies", ("namespace", "policy name", "action", "scope"), _namespace, _policy_rows),
+    Section(
+        "policies",
+        "policies",
+        "What each policy does, and for whom.",
+        ("namespace", "policy name", "action", "scope"),
+        _namespace,
+        _policy_rows,
+    ),
     Section(
         "certs",
         "certificates",
+        "Whose they are, until when, and why one is missing.",
         ("certificate name", "type", "status", "valid cert", "serial number", "not after", "not before"),
         _namespace_of_identity,
         _certificate_rows,
@@ -168,6 +180,7 @@ SECTIONS = (
     Section(
         "connections",
         "workloadState",
+        "What is open now, from where to where.",
         ("workload", "direction", "local", "remote", "remote target", "protocol"),
         _namespace_of_pod,
         _connection_rows,
@@ -215,7 +228,17 @@ def show_sections(sections: Sequence[Section], *, admin: str, file: Path | None,
 
 @click.group()
 def show() -> None:
-    """Show what a running agent knows, or what a saved config_dump says."""
+    """Show what a running agent knows, or what a saved config_dump says.
+
+    The agent is asked on its admin port, which is on the loopback of its own network namespace.
+
+    \b
+    Examples:
+      ztunnel show workloads -n demo
+      ztunnel show connections -o json
+      ip netns exec web ztunnel show certs             a dedicated agent's
+      curl localhost:15000/config_dump >dump.json; ztunnel show all -f dump.json
+    """
 
 
 def _command(name: str, sections: Sequence[Section], text: str) -> click.Command:
@@ -238,5 +261,5 @@ def _command(name: str, sections: Sequence[Section], text: str) -> click.Command
 
 
 for _section in SECTIONS:
-    show.add_command(_command(_section.name, [_section], f"Show {_section.name}."))
-show.add_command(_command("all", SECTIONS, "Show everything."))
+    show.add_command(_command(_section.name, [_section], _section.help))
+show.add_command(_command("all", SECTIONS, "Every table."))

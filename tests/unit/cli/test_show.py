@@ -90,6 +90,14 @@ def test_an_expired_certificate_is_not_valid_and_a_missing_one_says_why() -> Non
     assert " ".join(rows[3]) == "spiffe://t/ns/a/sa/c: the CA said no\\u000a"
 
 
+def test_the_help_says_what_each_table_answers() -> None:
+    shown = run("--help").output
+    assert "Examples:\n  ztunnel show workloads" in shown.replace("\n    ", "\n  ")
+    for section in SECTIONS:
+        assert section.help in shown
+        assert section.help in run(section.name, "--help").output
+
+
 def test_no_agent_is_an_error_on_stderr_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["show", "workloads", "--admin", "http://127.0.0.1:1/"]) == 1
     said = capsys.readouterr()
