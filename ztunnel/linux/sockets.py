@@ -64,7 +64,7 @@ def set_mark(sock: socket.socket, mark: int) -> None:
     except PermissionError:
         raise PlatformError(
             f"may not set the packet mark {mark:#x} on a socket",
-            hint="grant CAP_NET_ADMIN, or set PACKET_MARK to nothing",
+            hint="grant CAP_NET_ADMIN; only a dedicated agent without CAPTURE_MODE and PACKET_MARK needs no mark",
         ) from None
 
 
