@@ -41,6 +41,8 @@ PARKED = -1
 """What an owner notes in place of events for a socket that it has taken out of the loop for now."""
 
 EVENTS_PER_TURN = 128
+LONGEST_WAIT = 86400.0
+"""Seconds of one turn; epoll_wait(2) counts milliseconds in an int."""
 
 log = logging.getLogger("ztunnel.worker.engine.loop")
 
@@ -170,8 +172,8 @@ class Loop:
                 timeout = 0
             elif timers:
                 left = timers[0][0] - self.now
-                if left < timeout or timeout < 0:
-                    timeout = left if left > 0 else 0
+                if timeout < 0 or left < timeout:
+                    timeout = 0 if left < 0 else left if left < LONGEST_WAIT else LONGEST_WAIT
         events = self._epoll.poll(timeout, EVENTS_PER_TURN)
         self.now = now = time.monotonic()
         self.in_turn = True

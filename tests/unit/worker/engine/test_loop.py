@@ -31,6 +31,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def test_a_timer_may_be_months_away(loop: Loop, pair: tuple[socket.socket, ...]) -> None:
+    a, b = pair
+    seen: list[int] = []
+    loop.add(a.fileno(), IN, seen.append)
+    loop.call_later(60 * 86400, lambda: None)
+    b.send(b"x")
+    loop.turn(-1)
+    assert seen == [IN]
+
+
 def test_a_handler_is_called_while_its_descriptor_is_ready(loop: Loop, pair: tuple[socket.socket, ...]) -> None:
     a, b = pair
     seen: list[int] = []
