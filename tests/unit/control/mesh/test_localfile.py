@@ -24,6 +24,7 @@ from ztunnel.link.messages import CaptureMode
 
 DOCS = Path(__file__).parents[4] / "docs" / "mesh-file.md"
 FULL = Path(__file__).parents[3] / "golden" / "mesh" / "full.yaml"
+ISTIO = Path(__file__).parents[5] / "shared/vectors/ztunnel-data/examples/localhost.yaml"
 
 WORKLOAD = "workloads:\n- {name: a, namespace: n, workloadIps: [10.0.0.1]%s}\n"
 POLICY = "policies:\n- {name: p, namespace: n, scope: Namespace, action: Allow, rules: [[[%s]]]}\n"
@@ -39,6 +40,23 @@ def the_match(text):
     [policy] = parse(POLICY % text, "m").policies
     [[[match]]] = policy.rules
     return match
+
+
+@pytest.mark.skipif(not ISTIO.exists(), reason=f"ztunnel's example is not here ({ISTIO})")
+def test_ztunnels_own_example_means_the_same_here():
+    mesh = parse(ISTIO.read_text(), "localhost.yaml")
+    assert [(w.name, w.workload_ips, w.protocol) for w in mesh.workloads] == [
+        ("local", ("127.0.0.1",), Protocol.HBONE),
+        ("local-tcp", ("127.0.0.2",), Protocol.TCP),
+    ]
+    ours, remote = mesh.services
+    assert ours.vips == (NetworkAddress("", "127.10.0.1"),)
+    assert remote.vips == (NetworkAddress("remote", "127.10.0.2"),)
+    assert ours.subject_alt_names == ("spiffe://cluster.local/ns/default/sa/local",)
+    for workload in mesh.workloads:
+        assert workload.services == {str(service.key): {80: 8080} for service in (ours, remote)}
+    [policy] = mesh.policies
+    assert policy.rules == (((Match(not_destination_ports=(9999,)),),),)
 
 
 def test_every_key_reaches_the_model():
