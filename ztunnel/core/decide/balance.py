@@ -23,6 +23,8 @@ class Choice(msgspec.Struct, frozen=True):
     workload: Workload
     port: int
     why: str
+    certain: bool = True
+    """Whether every roll chooses it."""
 
 
 def choose(
@@ -53,7 +55,8 @@ def choose(
     if drawn is None:
         return _no_upstream(service, "every endpoint has capacity 0")
     workload, target = candidates[drawn[0]]
-    return Choice(workload, target, f"endpoint {workload.name} of {len(candidates)}")
+    why = f"endpoint {workload.name} of {len(candidates)}"
+    return Choice(workload, target, why, certain=len(candidates) == 1)
 
 
 def draw(weights: Sequence[int], roll: float) -> tuple[int, float] | None:

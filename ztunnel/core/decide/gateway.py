@@ -24,6 +24,8 @@ class Gateway(msgspec.Struct, frozen=True):
     workload: Workload
     address: Address
     identities: tuple[Identity, ...]
+    certain: bool = True
+    """Whether every roll gives this instance."""
 
 
 def resolve(view: View, gateway: GatewayAddress, *, source: Workload, caller_ip: str, roll: float) -> Gateway | Refusal:
@@ -32,17 +34,18 @@ def resolve(view: View, gateway: GatewayAddress, *, source: Workload, caller_ip:
     service, workload = _find(view, gateway, source.namespace)
     wanted_ip = caller_ip if isinstance(destination, NamespacedHostname) else destination.ip
     port = gateway.hbone_mtls_port
+    certain = True
     if service is not None:
         choice = balance.choose(view, service, port, source=source, roll=roll, as_waypoint=True)
         if isinstance(choice, Refusal):
             return _unreachable(gateway, choice)
-        workload, port = choice.workload, choice.port
+        workload, port, certain = choice.workload, choice.port, choice.certain
     if workload is None:
         return Refusal("CONNECT", 503, f"waypoint {destination} is not known")
     address = balance.settle(workload, service, port, source=source, wanted_ip=wanted_ip)
     if isinstance(address, Refusal):
         return _unreachable(gateway, address)
-    return Gateway(workload, address, expected_identities(service, workload))
+    return Gateway(workload, address, expected_identities(service, workload), certain)
 
 
 def has_instance(view: View, gateway: GatewayAddress, workload: Workload) -> bool:

@@ -35,9 +35,10 @@ def route(
     addressed = view.workload_at(network, target.ip)
     service = view.service_at(network, target.ip, source.namespace)
     if service is not None and addressed is None:
-        waypoint, roll = _service_waypoint(view, service, source, roll)
+        waypoint, roll, certain = _service_waypoint(view, service, source, roll)
         if waypoint is not None:
-            return _through(view, waypoint, source, target, service, roll, f"service {_name(service)}")
+            what = f"service {_name(service)}"
+            return _through(view, waypoint, source, target, service, roll, what, certain=certain)
 
     if service is not None:
         if service.load_balancer.mode is BalanceMode.PASSTHROUGH:
@@ -45,9 +46,11 @@ def route(
         choice = balance.choose(view, service, target.port, source=source, roll=roll)
         if isinstance(choice, Refusal):
             return choice
-        workload, port, what = choice.workload, choice.port, f"service {_name(service)}: {choice.why}"
+        workload, port, certain = choice.workload, choice.port, choice.certain
+        what = f"service {_name(service)}: {choice.why}"
     elif addressed is not None:
-        workload, port, what = addressed, target.port, f"workload {_name(addressed)}"
+        workload, port, certain = addressed, target.port, True
+        what = f"workload {_name(addressed)}"
     else:
         return _straight(target, None, None, "unknown destination, passed through")
 
@@ -55,16 +58,19 @@ def route(
     if isinstance(address, Refusal):
         return address
     if addressed is not None and workload.waypoint and not gateway.has_instance(view, workload.waypoint, source):
-        return _through(view, workload.waypoint, source, target, service, roll, what)
+        return _through(view, workload.waypoint, source, target, service, roll, what, certain=certain)
     if _is_own_listener(source, address, illegal_ports):
         return _refuse_loop(address)
-    return _direct(workload, service, address, hbone_port, what)
+    return _direct(workload, service, address, hbone_port, what, certain=certain)
 
 
 def _service_waypoint(
     view: View, service: Service, source: Workload, roll: float
-) -> tuple[GatewayAddress | None, float]:
-    """The waypoint that takes this connection, if any, and the rest of the roll. None for the waypoint itself."""
+) -> tuple[GatewayAddress | None, float, bool]:
+    """The waypoint that takes this connection, if any, the rest of the roll, and whether there was no other.
+
+    None for the waypoint itself.
+    """
     weighted = service.weighted_waypoints
     drawn = balance.draw([each.weight for each in weighted], roll)
     if drawn is not None:
@@ -75,8 +81,8 @@ def _service_waypoint(
         chosen = service.waypoint
         waypoints = [chosen] if chosen else []
     if any(gateway.has_instance(view, each, source) for each in waypoints):
-        return None, roll
-    return chosen, roll
+        return None, roll, False
+    return chosen, roll, len(waypoints) == 1
 
 
 def _through(
@@ -87,6 +93,8 @@ def _through(
     service: Service | None,
     roll: float,
     what: str,
+    *,
+    certain: bool,
 ) -> Route | Refusal:
     """In a tunnel to the waypoint, which sees the original destination as the authority."""
     instance = gateway.resolve(view, waypoint, source=source, caller_ip=target.ip, roll=roll)
@@ -101,10 +109,13 @@ def _through(
         workload=instance.workload,
         service=service,
         why=f"{what} through waypoint {_name(instance.workload)}, HBONE",
+        certain=certain and instance.certain,
     )
 
 
-def _direct(workload: Workload, service: Service | None, address: Address, hbone_port: int, what: str) -> Route:
+def _direct(
+    workload: Workload, service: Service | None, address: Address, hbone_port: int, what: str, *, certain: bool
+) -> Route:
     """To the workload itself, by the protocol it speaks."""
     if workload.protocol is Protocol.HBONE:
         return Route(
@@ -116,6 +127,7 @@ def _direct(workload: Workload, service: Service | None, address: Address, hbone
             workload=workload,
             service=service,
             why=f"{what}, HBONE",
+            certain=certain,
         )
     return Route(
         kind=RouteKind.TCP,
@@ -124,6 +136,7 @@ def _direct(workload: Workload, service: Service | None, address: Address, hbone
         workload=workload,
         service=service,
         why=f"{what}, plain TCP",
+        certain=certain,
     )
 
 

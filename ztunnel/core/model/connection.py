@@ -50,6 +50,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     service: Service | None = None
     """The service that was addressed, where known."""
     why: str
+    certain: bool = True
+    """Whether chance had no part in it: until the mesh changes, the same connection goes the same way."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -216,6 +216,21 @@ def test_weights_that_add_up_to_nothing_leave_the_single_waypoint() -> None:
     assert routed(mesh(CLIENT, split, WP_SERVICE, WP_1, CANARY), "10.9.0.4").workload == WP_1
 
 
+def test_a_route_is_certain_when_chance_had_no_part_in_it() -> None:
+    web_2 = workload("web-2", "10.0.1.9", backs={"demo/web.demo": {80: 8080}})
+    behind = service("behind", "10.9.0.16", waypoint=gateway_named("wp.demo"))
+    wp_2 = workload("wp-2", "10.0.2.2", backs={"demo/wp.demo": {15008: 15008}})
+    assert routed(mesh(CLIENT), "8.8.8.8").certain
+    assert routed(mesh(CLIENT, WEB_1, WEB), "10.0.1.1").certain
+    assert routed(mesh(CLIENT, WEB_1, WEB), "10.9.0.1").certain
+    assert not routed(mesh(CLIENT, WEB_1, web_2, WEB), "10.9.0.1").certain
+    assert routed(mesh(CLIENT, behind, WP_SERVICE, WP_1), "10.9.0.16").certain
+    assert not routed(mesh(CLIENT, behind, WP_SERVICE, WP_1, wp_2), "10.9.0.16").certain
+    weighted = WeightedWaypoint(gateway_named("wp.demo"), 1)
+    two = service("two", "10.9.0.17", weighted_waypoints=(weighted, weighted))
+    assert not routed(mesh(CLIENT, two, WP_SERVICE, WP_1), "10.9.0.17").certain
+
+
 def test_no_instance_of_any_weighted_waypoint_is_sent_to_another() -> None:
     split = service(
         "split",
