@@ -27,7 +27,7 @@ from ztunnel.link.messages import PodAdded, StateSlice
 from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.proxy.certificates import Certificates
-from ztunnel.worker.proxy.connections import Carried, Connections
+from ztunnel.worker.proxy.connections import UNDECIDED, Carried, Connections
 from ztunnel.worker.proxy.dial import PoolKey, expect
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.ledger import Ledger
@@ -256,9 +256,9 @@ class Agents:
         for number in range(size.peers):
             key = PoolKey(CLIENT, (Identity("cluster.local", "demo", f"peer-{number}"),), Address("10.0.0.1", 15008))
             pool._lines[key] = _Line(pool, key)
-        for kit, pod in zip(self.kits, (self.client, self.server), strict=True):
+        for pod in (self.client, self.server):
             for number in range(size.connections):
-                carried = Carried(kit, pod, Direction.OUTBOUND, Address("10.0.0.1", 1024 + number), None)
+                carried = Carried(pod, UNDECIDED[Direction.OUTBOUND], Address("10.0.0.1", 1024 + number), None)
                 carried.ended_already = True
         self._idle = [sock for _ in range(size.streams) for sock in self.open()]
 

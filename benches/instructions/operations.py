@@ -24,7 +24,6 @@ from ztunnel.link.messages import Flows, StateSlice, Up
 from ztunnel.observe.access_lines import AccessLines, EdgeText
 from ztunnel.observe.metrics import Metrics
 from ztunnel.worker.engine.loop import Loop
-from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.ledger import FLUSH_FLOWS, Ledger
 from ztunnel.worker.state.store import Store
 
@@ -104,8 +103,10 @@ def _request(agents: Agents) -> Callable[[], bytes]:
         hbone_port=settings.inbound_port,
     )
     assert isinstance(chosen, Route)
-    carried = Carried(agents.kits[0], agents.client, Direction.OUTBOUND, Address("10.0.0.1", 40000), None)
-    return partial(agents.client.outbound._request, carried, own, chosen)
+    form = agents.client.outbound.prepare(own, agents.vip, chosen).request
+    assert form is not None
+    client, random = Address("10.0.0.1", 40000), agents.kits[0].random.getrandbits
+    return lambda: form.fill(client, random(128), random(64))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from ztunnel.core.model.address import MAX_AUTHORITY, Address, HostPort, parse_address, parse_authority
 from ztunnel.core.model.workload import Workload
+from ztunnel.core.wire.frames import encode_header, encode_headers, literal_size
 
 MAX_BAGGAGE = 8192
 """Characters; what W3C Baggage obliges everybody to pass on."""
@@ -261,6 +262,25 @@ def request_headers(
     return headers
 
 
+class RequestForm:
+    """The encoded header block of a CONNECT, for all connections of a route; `fill` adds what is a connection's own.
+
+    Raises WireError when `host` cannot be written.
+    """
+
+    __slots__ = ("_head", "_host")
+
+    def __init__(self, authority: str, baggage: str, host: str) -> None:
+        self._head = encode_headers([(":method", "CONNECT"), (":authority", authority), ("baggage", baggage)])
+        self._host = _forwarded_host(host).encode("latin-1")
+
+    def fill(self, client: Address, trace_id: int, parent_id: int, offer: bytes = b"") -> bytes:
+        """The same as `encode_headers` gives with `forwarded` and `traceparent`; `offer` is one more encoded header."""
+        who = b'for="%b"%b' % (str(client).encode("latin-1"), self._host)
+        trace = b"00-%032x-%016x-00" % ((trace_id & (1 << 128) - 1) or 1, (parent_id & (1 << 64) - 1) or 1)
+        return b"".join((self._head, offer, _FORWARDED, literal_size(len(who)), who, _TRACEPARENT_HEAD, trace))
+
+
 def baggage(workload: Workload) -> str:
     """The Baggage header that describes a workload; a request's source, a response's destination.
 
@@ -284,15 +304,7 @@ def forwarded(client: Address, host: str = "") -> str:
 
     Raises WireError when `host` cannot be written.
     """
-    text = f'for="{client}"'
-    if not host:
-        return text
-    if _TOKEN.fullmatch(host):
-        return f"{text};host={host}"
-    if not _WORD.fullmatch(host):
-        raise WireError(f"forwarded cannot hold the host {host[:100]!r}")
-    quoted = re.sub(r'(["\\])', r"\\\1", host)
-    return f'{text};host="{quoted}"'
+    return f'for="{client}"{_forwarded_host(host)}'
 
 
 def traceparent(trace_id: int, parent_id: int) -> str:
@@ -302,6 +314,9 @@ def traceparent(trace_id: int, parent_id: int) -> str:
 
 # ---- inside ----
 
+_FORWARDED = encode_header("forwarded", "")[:-1]
+_TRACEPARENT_HEAD = encode_header("traceparent", traceparent(1, 1))[: -len(traceparent(1, 1))]
+"""Encoded headers up to their values; that of `forwarded` lacks its size."""
 _PSEUDO = frozenset((b":method", b":authority", b":scheme", b":path"))
 _INFORMING = frozenset((b"baggage", b"forwarded", b"traceparent", b"x-forwarded-network"))
 _LISTS = frozenset((b"baggage", b"forwarded"))
@@ -310,6 +325,17 @@ _LISTS = frozenset((b"baggage", b"forwarded"))
 def _joined(name: bytes, before: bytes, value: bytes) -> bytes:
     """List headers continue over several lines (RFC 9110 section 5.3); of the others more than one means nothing."""
     return before + b"," + value if name in _LISTS else b""
+
+
+def _forwarded_host(host: str) -> str:
+    if not host:
+        return ""
+    if _TOKEN.fullmatch(host):
+        return f";host={host}"
+    if not _WORD.fullmatch(host):
+        raise WireError(f"forwarded cannot hold the host {host[:100]!r}")
+    quoted = re.sub(r'(["\\])', r"\\\1", host)
+    return f';host="{quoted}"'
 
 
 def _text(value: bytes, limit: int, form: re.Pattern[str] = _VISIBLE) -> str:

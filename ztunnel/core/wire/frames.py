@@ -102,8 +102,8 @@ def error_name(code: int) -> str:
 # ---- header blocks ----
 
 
-def _length(size: int) -> bytes:
-    """An HPACK integer with a 7-bit prefix and no Huffman flag (RFC 7541 section 5.1)."""
+def literal_size(size: int) -> bytes:
+    """How a literal of so many bytes begins: an HPACK integer, 7-bit prefix, no Huffman flag (RFC 7541 section 5.1)."""
     if size < 127:
         return bytes((size,))
     out = bytearray((127,))
@@ -120,9 +120,9 @@ def encode_header(name: str, value: str) -> bytes:
     raw = value.encode("latin-1")
     index = {":authority": 1, ":method": 2, ":status": 8}.get(name)
     if index is not None:
-        return bytes((index,)) + _length(len(raw)) + raw
+        return bytes((index,)) + literal_size(len(raw)) + raw
     raw_name = name.encode("latin-1")
-    return b"\x00" + _length(len(raw_name)) + raw_name + _length(len(raw)) + raw
+    return b"\x00" + literal_size(len(raw_name)) + raw_name + literal_size(len(raw)) + raw
 
 
 def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:

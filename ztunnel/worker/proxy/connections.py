@@ -1,7 +1,8 @@
 """The connections that are open: one small record each, from acceptance to its Flow.
 
 A record owns the application's socket until a carrier (an engine Stream or Relay) takes it over; the carrier then
-reports the end, once. `Connections` is what `show connections`, counters, policy changes and drain look at.
+reports the end, once. What connections of a kind have in common (who talks to whom, where to, why) is one `Terms` that
+all of them share. `Connections` is what `show connections`, counters, policy changes and drain look at.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.connection import Connection, Direction, Refusal, Route
 from ztunnel.core.model.flow import Flow
+from ztunnel.core.model.identity import Identity
 from ztunnel.link.messages import Counters, OpenConnection
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.join import JoinEnd
@@ -32,74 +35,89 @@ MAX_TRIES = 3
 """Tunnels tried for a connection whose peers say that they never looked at its request."""
 
 
+class Terms(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What is known of a connection once it is decided, and is the same for all that were decided alike."""
+
+    direction: Direction
+    destination: Address | None = None
+    """As the access log says it: the next hop (outbound), or what the peer connected to (inbound)."""
+    actual: Address | None = None
+    """Where its bytes really go."""
+    authority: str = ""
+    edge: int = -1
+    why: str = ""
+    authorized: bool = False
+    """By policies (inbound), to be looked at again when they change."""
+    identity: Identity | None = None
+    """The client's, as it was authorized."""
+
+
+UNDECIDED = {direction: Terms(direction=direction) for direction in Direction}
+
+
 class Carried:
     """A connection from its acceptance on; implements the engine's StreamOwner."""
 
     __slots__ = (
-        "actual",
-        "authority",
-        "authorized",
         "carrier",
-        "destination",
         "dialling",
-        "direction",
-        "edge",
         "ended_already",
         "id",
-        "kit",
         "original",
         "pod",
         "route",
         "sock",
         "source",
         "started",
+        "terms",
         "token",
         "tries",
-        "why",
     )
 
-    def __init__(self, kit: Kit, pod: Pod, direction: Direction, source: Address, sock: socket.socket | None) -> None:
-        self.kit = kit
+    def __init__(self, pod: Pod, terms: Terms, source: Address, sock: socket.socket | None) -> None:
         self.pod = pod
-        self.direction = direction
+        self.terms = terms
         self.source = source
         self.sock = sock
         """The accepted socket, until a carrier owns it."""
-        self.id = kit.ledger.next_id()
+        self.id = pod.kit.ledger.next_id()
         self.started = time.monotonic()
         self.original: Address | None = None
         """Where the client wanted to go."""
-        self.destination: Address | None = None
-        """As the access log says it: the next hop (outbound), or what the peer connected to (inbound)."""
-        self.actual: Address | None = None
-        """Where its bytes really go."""
-        self.authority = ""
-        self.edge = -1
-        self.why = ""
         self.route: Route | None = None
         """Drawn, until the connection has its tunnel and the peer's answer."""
         self.tries = 0
         """Tunnels whose peers never looked at the request."""
         self.carrier: Stream | JoinEnd | Relay | None = None
-        self.authorized: Connection | None = None
-        """What was authorized (inbound), to be looked at again when policies change."""
         self.dialling: socket.socket | None = None
         """The socket towards the actual destination, until it is connected."""
         self.ended_already = False
         self.token = ""
         """Offers to join both ends of a stream in this worker."""
-        kit.connections.add(self)
+        pod.kit.connections.add(self)
 
     def __repr__(self) -> str:
-        return f"<{self.direction.value} {self.source} to {self.original or self.destination}: {self.why or 'new'}>"
+        terms = self.terms
+        return f"<{terms.direction.value} {self.source} to {self.original or terms.destination}: {terms.why or 'new'}>"
+
+    @property
+    def kit(self) -> Kit:
+        return self.pod.kit
+
+    @property
+    def authorized(self) -> Connection | None:
+        """What policies were asked about, if they were."""
+        terms = self.terms
+        if not terms.authorized or terms.actual is None:
+            return None
+        return Connection(terms.identity, self.source, terms.actual)
 
     # ---- life ----
 
-    def identify(self, edge: int, why: str) -> None:
+    def identify(self, terms: Terms) -> None:
         """Who talks to whom is known now: from here on it counts as opened."""
-        self.edge = edge
-        self.why = why
-        self.kit.ledger.opened(edge)
+        self.terms = terms
+        self.pod.kit.ledger.opened(terms.edge)
 
     def dial(self, sock: socket.socket, target: Address, done: Callable[[OSError | None], None]) -> None:
         """Connect `sock` and hand it back with `done`; if the connection ends before that, it is closed instead."""
@@ -112,7 +130,7 @@ class Carried:
         self.kit.dialler.connect(sock, target, settled)
 
     def opened(self, headers: list[tuple[bytes, bytes]]) -> None:
-        self.kit.answers.discard(self)
+        self.pod.kit.answers.discard(self)
         self.route = None
         if self.token:
             self.kit.joins.forget(self)
@@ -138,43 +156,44 @@ class Carried:
         if self.ended_already:
             return
         self.ended_already = True
-        self.kit.answers.discard(self)
+        kit = self.pod.kit
+        kit.answers.discard(self)
         if self.token:
-            self.kit.joins.forget(self)
+            kit.joins.forget(self)
         if self.dialling is not None:
-            self.kit.dialler.cancel(self.dialling)
-            self.kit.loop.close(self.dialling)
+            kit.dialler.cancel(self.dialling)
+            kit.loop.close(self.dialling)
             self.dialling = None
         if self.sock is not None:
             if not ending.ok:
                 abort_on_close(self.sock)
-            self.kit.loop.close(self.sock)
+            kit.loop.close(self.sock)
             self.sock = None
-        self.kit.connections.discard(self)
+        kit.connections.discard(self)
         sent, received = self.byte_counts()
-        now = time.monotonic()
-        self.kit.ledger.finished(
+        terms, started = self.terms, self.started
+        kit.ledger.finished(
             Flow(
                 id=self.id,
-                edge=self.edge,
-                direction=self.direction,
+                edge=terms.edge,
+                direction=terms.direction,
                 source=self.source,
-                destination=self.destination,
-                hbone_address=self.authority,
-                started=self.kit.ledger.wall(self.started),
-                duration=now - self.started,
+                destination=terms.destination,
+                hbone_address=terms.authority,
+                started=kit.ledger.wall(started),
+                duration=time.monotonic() - started,
                 bytes_sent=sent,
                 bytes_received=received,
                 flag=ending.flag,
                 error=ending.error,
-                why=self.why,
+                why=terms.why,
             )
         )
 
     def refuse(self, refusal: Refusal) -> None:
         """A decision against it."""
-        if not self.why:
-            self.why = refusal.why
+        if not self.terms.why:
+            self.terms = msgspec.structs.replace(self.terms, why=refusal.why)
         self.ended(Ending(refusal.why, refusal.flag))
 
     def abort(self, why: str, flag: str = "CONNECT") -> None:
@@ -197,25 +216,26 @@ class Carried:
             return 0, 0
         if not isinstance(carrier, Relay):
             return carrier.sent, carrier.received
-        if self.direction is Direction.OUTBOUND:
+        if self.terms.direction is Direction.OUTBOUND:
             return carrier.bytes_up, carrier.bytes_down
         return carrier.bytes_down, carrier.bytes_up
 
     def describe(self) -> OpenConnection:
         sent, received = self.byte_counts()
+        terms = self.terms
         return OpenConnection(
             id=self.id,
             pod=self.pod.uid,
-            edge=self.edge,
-            direction=self.direction.value,
-            protocol="HBONE" if self.authority else "TCP",
+            edge=terms.edge,
+            direction=terms.direction.value,
+            protocol="HBONE" if terms.authority else "TCP",
             source=str(self.source),
             original_destination=str(self.original or ""),
-            actual_destination=str(self.actual or ""),
+            actual_destination=str(terms.actual or ""),
             opened=self.kit.ledger.wall(self.started),
             bytes_sent=sent,
             bytes_received=received,
-            why=self.why,
+            why=terms.why,
         )
 
 
@@ -254,10 +274,11 @@ class Connections:
         totals: dict[int, tuple[int, int]] = {}
         sockets = {direction.value: 0 for direction in Direction}
         for each in self._open.values():
-            sockets[each.direction.value] += 1
-            if each.edge >= 0:
+            terms = each.terms
+            sockets[terms.direction.value] += 1
+            if terms.edge >= 0:
                 sent, received = each.byte_counts()
                 if sent or received:
-                    before = totals.get(each.edge, (0, 0))
-                    totals[each.edge] = (before[0] + sent, before[1] + received)
+                    before = totals.get(terms.edge, (0, 0))
+                    totals[terms.edge] = (before[0] + sent, before[1] + received)
         return Counters(opened=opened, open_bytes=totals, sockets=sockets)

@@ -10,9 +10,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide import inbound
+from ztunnel.core.decide.edges import edge
 from ztunnel.core.errors import PeerError, ZtunnelError
 from ztunnel.core.model.address import Address, from_sockaddr
-from ztunnel.core.model.connection import Connection, Delivery, Direction, Refusal
+from ztunnel.core.model.connection import Connection, Direction, Refusal
 from ztunnel.core.model.identity import Identity, parse_identity
 from ztunnel.core.model.workload import Workload
 from ztunnel.core.wire import connect, frames
@@ -22,8 +23,7 @@ from ztunnel.worker.engine.stream import Stream
 from ztunnel.worker.engine.tcp import abort_on_close
 from ztunnel.worker.engine.tls import Verify
 from ztunnel.worker.proxy.certificates import Credentials
-from ztunnel.worker.proxy.connections import Carried
-from ztunnel.worker.proxy.edges import EdgeNumbers
+from ztunnel.worker.proxy.connections import Carried, Terms
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.memo import Memo
 from ztunnel.worker.proxy.upstream import upstream_socket
@@ -46,8 +46,7 @@ class Inbound:
         self._waiting: set[socket.socket] = set()
         """Accepted, but their handshake cannot begin without our certificate."""
         self._answer: tuple[Workload, bytes] | None = None
-        self.edges = EdgeNumbers(kit)
-        self._deliveries: Memo[tuple[object, ...], Delivery] = Memo(kit.store)
+        self._terms: Memo[tuple[object, ...], Terms] = Memo(kit.store)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A peer's connection was accepted; owns the socket."""
@@ -97,23 +96,43 @@ class Inbound:
         local = Address(self.pod.ip, self.kit.settings.inbound_port) if self.pod.ip else None
         self.kit.ledger.refused(Direction.INBOUND, source, local, refusal, authority)
 
-    def decide(self, own: Workload, local: Address, request: connect.ConnectRequest) -> Delivery | Refusal:
-        """Where a request is delivered; remembered until the mesh changes."""
-        key = (own.uid, local, request.target, request.forwarded_host)
-        known = self._deliveries.get(key)
+    def decide(self, own: Workload, peer: Peer, request: connect.ConnectRequest) -> Terms | Refusal:
+        """Where a request is delivered and who makes it; remembered until the mesh changes."""
+        key = (peer.source.ip, peer.local, peer.identity, request.target, request.forwarded_host)
+        known = self._terms.get(key)
         if known is not None:
             return known
-        settings = self.kit.settings
-        decision = inbound.deliver(
-            self.kit.store,
+        kit, settings = self.kit, self.kit.settings
+        delivery = inbound.deliver(
+            kit.store,
             own=own,
-            local=local,
+            local=peer.local,
             target=request.target,
             network=settings.network,
             illegal_ports=settings.illegal_ports,
             forwarded_host=request.forwarded_host,
         )
-        return decision if isinstance(decision, Refusal) else self._deliveries.keep(key, decision)
+        if isinstance(delivery, Refusal):
+            return delivery
+        who = edge(
+            Direction.INBOUND,
+            source=kit.store.workload_at(settings.network, peer.source.ip),
+            destination=own,
+            service=delivery.service,
+            mutual_tls=True,
+            peer=peer.identity,
+        )
+        terms = Terms(
+            direction=Direction.INBOUND,
+            destination=peer.local,
+            actual=delivery.target,
+            authority=request.authority,
+            edge=kit.ledger.number(who),
+            why=delivery.why,
+            authorized=True,
+            identity=peer.identity,
+        )
+        return self._terms.keep(key, terms)
 
     def answer(self, workload: Workload) -> bytes:
         """The header block of a 200, encoded once per version of the workload."""
@@ -197,50 +216,37 @@ class Peer:
         own = pod.workload()
         if own is None:
             return False
-        decision = self.role.decide(own, self.local, request)
-        if isinstance(decision, Refusal):
-            self._refuse_early(stream, decision, request.authority)
+        terms = self.role.decide(own, self, request)
+        if isinstance(terms, Refusal):
+            self._refuse_early(stream, terms, request.authority)
             return True
-        carried = Carried(kit, pod, Direction.INBOUND, self.source, None)
-        carried.destination = self.local
-        carried.authority = request.authority
-        carried.actual = carried.original = decision.target
+        assert terms.actual is not None
+        carried = Carried(pod, terms, self.source, None)
+        carried.original = terms.actual
         carried.carrier = stream
         stream.owner = carried
-        authorized = Connection(self.identity, self.source, decision.target)
-        carried.authorized = authorized
-        carried.identify(
-            self.role.edges.number(
-                Direction.INBOUND,
-                source=kit.store.workload_at(kit.settings.network, self.source.ip),
-                destination=own,
-                service=decision.service,
-                mutual_tls=True,
-                peer=self.identity,
-            ),
-            decision.why,
-        )
-        verdict = kit.authorizer.check(own, authorized)
+        carried.identify(terms)
+        verdict = kit.authorizer.check(own, Connection(self.identity, self.source, terms.actual))
         if not verdict.allowed:
             self._refuse(
                 stream, carried, Refusal("DENY", 401, f"connection closed due to policy rejection: {verdict.why}")
             )
             return True
-        self._deliver(stream, carried, decision, own, headers)
+        self._deliver(stream, carried, terms.actual, own, headers)
         return True
 
-    def _deliver(self, stream: Stream, carried: Carried, delivery: Delivery, own: Workload, headers: Headers) -> None:
+    def _deliver(self, stream: Stream, carried: Carried, target: Address, own: Workload, headers: Headers) -> None:
         kit = self.role.kit
         try:
-            sock = upstream_socket(kit, self.role.pod, self.source, delivery.target)
+            sock = upstream_socket(kit, self.role.pod, self.source, target)
         except OSError as error:
-            self._refuse(stream, carried, Refusal("CONNECT", 503, f"no socket for {delivery.target}: {error.strerror}"))
+            self._refuse(stream, carried, Refusal("CONNECT", 503, f"no socket for {target}: {error.strerror}"))
             return
 
         def connected(error: OSError | None) -> None:
             if error is not None:
                 kit.loop.close(sock)
-                why = f"cannot connect to {delivery.target}: {error.strerror}"
+                why = f"cannot connect to {target}: {error.strerror}"
                 self._refuse(stream, carried, Refusal("CONNECT", 503, why))
                 return
             answer = self.role.answer(own)
@@ -248,7 +254,7 @@ class Peer:
                 stream.attach(sock)
                 self.tunnel.accept(stream, answer, carried)
 
-        carried.dial(sock, delivery.target, connected)
+        carried.dial(sock, target, connected)
 
     def _refuse(self, stream: Stream, carried: Carried, refusal: Refusal) -> None:
         stream.owner = None

@@ -12,20 +12,20 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ztunnel.core.decide.edges import edge
 from ztunnel.core.decide.outbound import route
 from ztunnel.core.errors import ZtunnelError
 from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.capture import PROBE_BANNER, PROBE_PORT
 from ztunnel.core.model.connection import Direction, Refusal, Route, RouteKind
 from ztunnel.core.model.workload import Workload
-from ztunnel.core.wire import connect, frames
+from ztunnel.core.wire import connect
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.relay import Relay
-from ztunnel.worker.proxy.connections import Carried
+from ztunnel.worker.proxy.connections import UNDECIDED, Carried, Terms
 from ztunnel.worker.proxy.dial import PoolKey
-from ztunnel.worker.proxy.edges import EdgeNumbers
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.memo import Memo
 from ztunnel.worker.proxy.original import original_destination
@@ -38,7 +38,17 @@ if TYPE_CHECKING:
 Missing = Callable[[], Awaitable[object]]
 """Waits for what a set-up lacks; raises ZtunnelError when it will not come."""
 
-_METHOD = frames.encode_header(":method", "CONNECT")
+
+class Way(NamedTuple):
+    """A route, and whatever else is the same for all connections of a workload that take it."""
+
+    source: Workload
+    route: Route
+    original: Address
+    terms: Terms
+    key: PoolKey
+    request: connect.RequestForm | None
+    """None unless HBONE."""
 
 
 class Outbound:
@@ -48,19 +58,16 @@ class Outbound:
         self._kit = kit
         self._pod = pod
         self.pool = Pool(kit, partial(pod_socket, kit, pod))
-        self._edges = EdgeNumbers(kit)
-        self._routes: Memo[tuple[Address, Address | None], Route] = Memo(kit.store)
-        self._blocks: Memo[str, bytes] = Memo(kit.store)
+        self._ways: Memo[tuple[Address, Address | None], Way] = Memo(kit.store)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
-        kit, pod = self._kit, self._pod
-        source = from_sockaddr(peer)
-        carried = Carried(kit, pod, Direction.OUTBOUND, source, sock)
-        carried.original = original_destination(sock, pod.capture)
-        if carried.original is None:
+        pod = self._pod
+        carried = Carried(pod, UNDECIDED[Direction.OUTBOUND], from_sockaddr(peer), sock)
+        carried.original = original = original_destination(sock, pod.capture)
+        if original is None:
             carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))
-        elif carried.original.port == PROBE_PORT:
+        elif original.port == PROBE_PORT:
             self._answer_probe(carried)
         else:
             self.carry(carried)
@@ -93,20 +100,21 @@ class Outbound:
             return pod.wait_for_workload
         assert carried.original is not None
         if carried.route is not None:
-            return self._tunnel(carried, workload, carried.route)
-        decision = self._decide(workload, carried.original)
-        if isinstance(decision, Refusal):
-            carried.refuse(decision)
+            return self._tunnel(carried, self.prepare(workload, carried.original, carried.route))
+        way = self._decide(workload, carried.original)
+        if isinstance(way, Refusal):
+            carried.refuse(way)
             return None
-        self._identify(carried, workload, decision)
-        if decision.kind is RouteKind.HBONE:
-            return self._tunnel(carried, workload, decision)
-        self._plain(carried, decision)
+        carried.original = way.original  # equal, and shared
+        carried.identify(way.terms)
+        if way.route.kind is RouteKind.HBONE:
+            return self._tunnel(carried, way)
+        self._plain(carried, way.route)
         return None
 
-    def _decide(self, workload: Workload, target: Address) -> Route | Refusal:
+    def _decide(self, workload: Workload, target: Address) -> Way | Refusal:
         """Where to: remembered where chance has no part in it; equal routes of a service are one value."""
-        known = self._routes.get((target, None))
+        known = self._ways.get((target, None))
         if known is not None:
             return known
         kit = self._kit
@@ -121,9 +129,30 @@ class Outbound:
         )
         if isinstance(decision, Refusal):
             return decision
-        workload_itself = decision.workload is None or target.ip in decision.workload.workload_ips
-        certain = decision.service is None and workload_itself
-        return self._routes.keep((target, None if certain else decision.next_hop), decision)
+        key = target, None if decision.certain else decision.next_hop
+        known = self._ways.get(key)
+        return known if known is not None else self._ways.keep(key, self.prepare(workload, target, decision))
+
+    def prepare(self, workload: Workload, original: Address, chosen: Route) -> Way:
+        """What `chosen` means for connections of this workload."""
+        service, tunnelled = chosen.service, chosen.kind is RouteKind.HBONE
+        who = edge(
+            Direction.OUTBOUND, source=workload, destination=chosen.workload, service=service, mutual_tls=tunnelled
+        )
+        terms = Terms(
+            direction=Direction.OUTBOUND,
+            destination=chosen.next_hop,
+            actual=chosen.target,
+            authority=chosen.authority,
+            edge=self._kit.ledger.number(who),
+            why=chosen.why,
+        )
+        key = PoolKey(workload.identity, chosen.identities, chosen.next_hop)
+        request = None
+        if tunnelled:
+            host = service.hostname if service else ""
+            request = connect.RequestForm(chosen.authority, connect.baggage(workload), host)
+        return Way(workload, chosen, original, terms, key, request)
 
     def _answer_probe(self, carried: Carried) -> None:
         """A capture probe came through: say so, whatever address it asked for."""
@@ -137,36 +166,22 @@ class Outbound:
 
     # ---- HBONE ----
 
-    def _tunnel(self, carried: Carried, workload: Workload, chosen: Route) -> Missing | None:
-        key = PoolKey(workload.identity, chosen.identities, chosen.next_hop)
-        tunnel = self.pool.take(key)
-        carried.route = chosen
+    def _tunnel(self, carried: Carried, way: Way) -> Missing | None:
+        tunnel = self.pool.take(way.key)
+        carried.route = way.route
         if tunnel is None:
-            return lambda: self.pool.wait(key)
+            return lambda: self.pool.wait(way.key)
         kit = self._kit
         sock, carried.sock = carried.sock, None
         assert sock is not None
-        stream = tunnel.open_stream(self._request(carried, workload, chosen), carried)
+        assert way.request is not None
+        offer = kit.joins.offer(carried, way.route.next_hop.ip)
+        random = kit.random.getrandbits
+        stream = tunnel.open_stream(way.request.fill(carried.source, random(128), random(64), offer), carried)
         stream.attach(sock)
         carried.carrier = stream
         kit.answers.add(carried)
         return None
-
-    def _request(self, carried: Carried, workload: Workload, chosen: Route) -> bytes:
-        """The encoded header block: what is the same for every connection of the route is encoded once."""
-        host = chosen.service.hostname if chosen.service else ""
-        block = self._blocks.get(chosen.authority)
-        if block is None:
-            baggage = frames.encode_header("baggage", connect.baggage(workload))
-            authority = frames.encode_header(":authority", chosen.authority)
-            block = self._blocks.keep(chosen.authority, _METHOD + authority + baggage)
-        random = self._kit.random.getrandbits
-        return (
-            block
-            + self._kit.joins.offer(carried, chosen.next_hop.ip)
-            + frames.encode_header("forwarded", connect.forwarded(carried.source, host))
-            + frames.encode_header("traceparent", connect.traceparent(random(128), random(64)))
-        )
 
     # ---- plain ----
 
@@ -179,25 +194,10 @@ class Outbound:
             return
         join(kit, carried, far)
 
-    def _identify(self, carried: Carried, workload: Workload, chosen: Route) -> None:
-        carried.destination = chosen.next_hop
-        carried.actual = chosen.target
-        carried.authority = chosen.authority
-        carried.identify(
-            self._edges.number(
-                Direction.OUTBOUND,
-                source=workload,
-                destination=chosen.workload,
-                service=chosen.service,
-                mutual_tls=chosen.kind is RouteKind.HBONE,
-            ),
-            chosen.why,
-        )
-
 
 def join(kit: Kit, carried: Carried, far: socket.socket) -> None:
     """Connect `far` to the connection's actual destination and relay; owns `far`."""
-    target = carried.actual
+    target = carried.terms.actual
     assert target is not None
 
     def connected(error: OSError | None) -> None:

@@ -6,14 +6,15 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ztunnel.core.decide import inbound
+from ztunnel.core.decide.edges import edge
 from ztunnel.core.errors import ZtunnelError
-from ztunnel.core.model.address import from_sockaddr
+from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.connection import Connection, Direction, Refusal
 from ztunnel.core.model.workload import Workload
 from ztunnel.worker.engine.ending import Ending
-from ztunnel.worker.proxy.connections import Carried
-from ztunnel.worker.proxy.edges import EdgeNumbers
+from ztunnel.worker.proxy.connections import UNDECIDED, Carried, Terms
 from ztunnel.worker.proxy.kit import Kit
+from ztunnel.worker.proxy.memo import Memo
 from ztunnel.worker.proxy.original import original_destination
 from ztunnel.worker.proxy.outbound import join
 from ztunnel.worker.proxy.upstream import upstream_socket
@@ -28,16 +29,17 @@ class Passthrough:
     def __init__(self, kit: Kit, pod: Pod) -> None:
         self._kit = kit
         self._pod = pod
-        self._edges = EdgeNumbers(kit)
+        self._terms: Memo[tuple[str, Address], Terms] = Memo(kit.store)
 
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
         kit, pod = self._kit, self._pod
-        carried = Carried(kit, pod, Direction.INBOUND, from_sockaddr(peer), sock)
-        carried.destination = carried.original = original_destination(sock, pod.capture)
+        carried = Carried(pod, UNDECIDED[Direction.INBOUND], from_sockaddr(peer), sock)
+        carried.original = original_destination(sock, pod.capture)
         if carried.original is None:
             carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))
             return
+        carried.terms = Terms(direction=Direction.INBOUND, destination=carried.original)
         workload = pod.workload()
         if workload is None:
             kit.spawn(lambda: self._later(carried))
@@ -56,30 +58,42 @@ class Passthrough:
     def _deliver(self, carried: Carried, own: Workload) -> None:
         kit, pod = self._kit, self._pod
         assert carried.original is not None
-        delivery = inbound.deliver_plain(
-            kit.store, own=own, destination=carried.original, illegal_ports=kit.settings.illegal_ports
-        )
-        if isinstance(delivery, Refusal):
-            carried.refuse(delivery)
-            return
-        carried.actual = delivery.target
-        carried.authorized = Connection(None, carried.source, delivery.target)
-        carried.identify(
-            self._edges.number(
-                Direction.INBOUND,
-                source=kit.store.workload_at(kit.settings.network, carried.source.ip),
-                destination=own,
-                service=delivery.service,
-            ),
-            delivery.why,
-        )
-        verdict = kit.authorizer.check(own, carried.authorized)
+        key = carried.source.ip, carried.original
+        terms = self._terms.get(key)
+        if terms is None:
+            decided = self._decide(own, *key)
+            if isinstance(decided, Refusal):
+                carried.refuse(decided)
+                return
+            terms = self._terms.keep(key, decided)
+        assert terms.actual is not None
+        carried.original = terms.destination  # equal, and shared
+        carried.identify(terms)
+        verdict = kit.authorizer.check(own, Connection(None, carried.source, terms.actual))
         if not verdict.allowed:
             carried.refuse(Refusal("DENY", 401, f"connection closed due to policy rejection: {verdict.why}"))
             return
         try:
-            far = upstream_socket(kit, pod, carried.source, delivery.target)
+            far = upstream_socket(kit, pod, carried.source, terms.actual)
         except OSError as error:
-            carried.ended(Ending(f"no socket for {delivery.target}: {error.strerror}"))
+            carried.ended(Ending(f"no socket for {terms.actual}: {error.strerror}"))
             return
         join(kit, carried, far)
+
+    def _decide(self, own: Workload, ip: str, original: Address) -> Terms | Refusal:
+        kit = self._kit
+        delivery = inbound.deliver_plain(
+            kit.store, own=own, destination=original, illegal_ports=kit.settings.illegal_ports
+        )
+        if isinstance(delivery, Refusal):
+            return delivery
+        source = kit.store.workload_at(kit.settings.network, ip)
+        who = edge(Direction.INBOUND, source=source, destination=own, service=delivery.service)
+        return Terms(
+            direction=Direction.INBOUND,
+            destination=original,
+            actual=delivery.target,
+            edge=kit.ledger.number(who),
+            why=delivery.why,
+            authorized=True,
+        )

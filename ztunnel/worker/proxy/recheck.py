@@ -28,7 +28,7 @@ class Recheck:
             self._pending = False
             if not self._left:
                 self._kit.loop.call_soon(self._slice)
-            self._left = [each for each in self._kit.connections.snapshot() if each.authorized is not None]
+            self._left = [each for each in self._kit.connections.snapshot() if each.terms.authorized]
 
     def _slice(self) -> None:
         for _ in range(min(SLICE, len(self._left))):
@@ -37,9 +37,9 @@ class Recheck:
             self._kit.loop.call_soon(self._slice)
 
     def _look(self, carried: Carried) -> None:
-        workload = carried.pod.workload()
-        if carried.ended_already or carried.authorized is None or workload is None:
+        workload, authorized = carried.pod.workload(), carried.authorized
+        if carried.ended_already or authorized is None or workload is None:
             return
-        verdict = self._kit.authorizer.look(workload, carried.authorized)
+        verdict = self._kit.authorizer.look(workload, authorized)
         if not verdict.allowed:
             carried.abort(f"connection closed due to policy change: {verdict.why}", "DENY")

@@ -15,6 +15,7 @@ from ztunnel.core.wire.connect import (
     Baggage,
     ConnectRequest,
     Forwarded,
+    RequestForm,
     TraceParent,
     WireError,
     baggage,
@@ -26,6 +27,7 @@ from ztunnel.core.wire.connect import (
     request_headers,
     traceparent,
 )
+from ztunnel.core.wire.frames import decode_plain, encode_header, encode_headers
 
 Headers = list[tuple[bytes, bytes]]
 CONNECT: Headers = [(b":method", b"CONNECT"), (b":authority", b"10.0.0.7:8080")]
@@ -310,6 +312,25 @@ class TestHeaders:
         assert (request.forwarded.client, request.forwarded_host) == (TARGET, "web.default.svc")
         assert request.network == "network-1"
         assert request.trace == parse_traceparent(TRACE)
+
+    @pytest.mark.parametrize("host", ["", "web.default.svc", 'odd"host,\\', "h" * 200])
+    @pytest.mark.parametrize("client", [TARGET, Address("fd00::1", 1)])
+    @pytest.mark.parametrize("ids", [(0, 0), (1, 2), (2**128 - 1, 2**64 - 1)])
+    def test_a_form_is_filled_with_what_the_header_list_says(
+        self, host: str, client: Address, ids: tuple[int, int]
+    ) -> None:
+        headers = request_headers(
+            TARGET, baggage=ITS_BAGGAGE, forwarded=forwarded(client, host), traceparent=traceparent(*ids)
+        )
+        form = RequestForm(str(TARGET), ITS_BAGGAGE, host)
+        assert form.fill(client, *ids) == encode_headers(headers)
+        offered = decode_plain(form.fill(client, *ids, encode_header("x-offer", "token")))
+        assert offered is not None
+        assert offered[3] == (b"x-offer", b"token")
+
+    def test_a_form_refuses_a_host_that_cannot_be_written(self) -> None:
+        with pytest.raises(WireError, match="host"):
+            RequestForm(str(TARGET), "", "a b")
 
     @pytest.mark.parametrize("value", ["a\r\nb: c", "a\x00", "é", " a", "a "])
     def test_a_value_that_would_break_the_header_block_is_refused(self, value: str) -> None:
