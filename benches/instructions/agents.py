@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import socket
 import time
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -24,6 +25,7 @@ from ztunnel.core.model.policy import Action, Match, MatchKind, Policy, PolicySc
 from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import Protocol, Workload
 from ztunnel.link.messages import PodAdded, StateSlice
+from ztunnel.linux.sockets import accept
 from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.proxy.certificates import Certificates
@@ -161,8 +163,7 @@ class Agents:
         app = socket.socket()
         app.connect(self.vip)
         app.setblocking(False)
-        captured, peer = once_ready(self.loop, self._captured.accept)
-        captured.setblocking(False)
+        captured, peer = once_ready(self.loop, partial(accept, self._captured, socket.AF_INET))
         self.client.outbound.take(captured, peer)
         served, _ = once_ready(self.loop, self._application.accept)
         served.setblocking(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -34,6 +35,35 @@ def test_a_client_socket_is_ready_for_the_loop(elsewhere: int) -> None:
         assert not sock.get_inheritable()
         assert option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert option(sock, socket.SOL_SOCKET, socket.SO_MARK) == 0x539
+
+
+def test_a_plain_socket_is_of_its_namespace_and_marked(elsewhere: int) -> None:
+    sock = sockets.new_plain_socket(socket.AF_INET, elsewhere, 0x539)
+    try:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x539
+        assert not sock.getblocking()
+        assert not os.get_inheritable(sock.fileno())
+        with sockets.new_tcp_socket(socket.AF_INET, elsewhere) as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            assert sock.connect_ex(server.getsockname()) in (0, errno.EINPROGRESS)
+    finally:
+        sock.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_an_accepted_socket_is_ready_for_the_loop(family: socket.AddressFamily) -> None:
+    with sockets.listen_tcp(ip="127.0.0.1" if family == socket.AF_INET else "::1", port=0) as server:
+        with pytest.raises(BlockingIOError):
+            sockets.accept(server, family)
+        client = socket.create_connection(server.getsockname()[:2], 5)  # noqa: TID251 - a client of the test
+        sock, peer = sockets.accept(server, family)
+        with client:
+            assert peer == client.getsockname() == sock.getpeername()
+            assert sock.family == family
+            assert not sock.getblocking()
+            assert not os.get_inheritable(sock.fileno())
+        sock.close()
 
 
 def test_sockets_belong_to_their_namespace(elsewhere: int) -> None:

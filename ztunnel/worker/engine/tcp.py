@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ztunnel.core.model.address import Address
+from ztunnel.linux.sockets import accept
 from ztunnel.worker.engine.loop import IN, OUT, Deadlines, Loop
 
 ACCEPT_BATCH = 64
@@ -68,6 +69,7 @@ class Listener:
     def __init__(self, loop: Loop, sock: socket.socket, take: Callable[[socket.socket, Any], None]) -> None:
         self._loop = loop
         self._sock = sock
+        self._family = int(sock.family)
         self._take = take
         self._open = True
         loop.add(sock.fileno(), IN, self._on_event)
@@ -78,7 +80,7 @@ class Listener:
     def _on_event(self, _event: int) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                sock, peer = self._sock.accept()
+                sock, peer = accept(self._sock, self._family)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -88,7 +90,6 @@ class Listener:
                     self._loop.call_later(ACCEPT_PAUSE, self._resume)
                     return
                 continue
-            sock.setblocking(False)
             try:
                 self._take(sock, peer)
             except Exception:

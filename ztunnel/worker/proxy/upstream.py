@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.address import Address
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.linux.sockets import bind_source, new_tcp_socket
+from ztunnel.linux.sockets import bind_source, new_plain_socket
 from ztunnel.worker.proxy.kit import Kit
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def upstream_socket(kit: Kit, pod: Pod, source: Address, target: Address) -> soc
 def _socket(kit: Kit, pod: Pod, target: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in target.ip else socket.AF_INET
     try:
-        sock = new_tcp_socket(family, pod.netns_fd, pod.mark)
+        sock = new_plain_socket(family, pod.netns_fd, pod.mark)
     except PlatformError as error:
         raise OSError(errno.EPERM, str(error)) from error
     kit.socket_options.apply(sock)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ztunnel.core.model.address import Address
+from ztunnel.linux import sockets
 from ztunnel.worker.engine import tcp
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.engine.tcp import Dialler, Listener, SocketOptions, abort_on_close
@@ -89,31 +90,22 @@ def test_without_descriptors_the_listener_pauses_and_goes_on(
     now = [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    class Exhausted:
-        def __init__(self, sock: socket.socket) -> None:
-            self.sock = sock
-            self.full = True
+    full = True
 
-        def fileno(self) -> int:
-            return self.sock.fileno()
+    def accept(sock: socket.socket, family: int) -> tuple[socket.socket, Any]:
+        if full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return sockets.accept(sock, family)
 
-        def accept(self) -> tuple[socket.socket, Any]:
-            if self.full:
-                raise OSError(errno.EMFILE, "Too many open files")
-            return self.sock.accept()
-
-        def close(self) -> None:
-            self.sock.close()
-
+    monkeypatch.setattr(tcp, "accept", accept)
     taken: list[socket.socket] = []
-    sock: Any = Exhausted(listening)
-    listener = Listener(loop, sock, lambda accepted, _peer: taken.append(accepted))
+    listener = Listener(loop, listening, lambda accepted, _peer: taken.append(accepted))
     client = connect(listening)
     loop.turn(1)
     assert "raise the limit" in caplog.text
     assert loop.turn(0) <= 1, "only the waker"
     assert loop.turn(0) == 0
-    sock.full = False
+    full = False
     now[0] += tcp.ACCEPT_PAUSE
     loop.turn(0)
     loop.turn(0)
