@@ -19,7 +19,6 @@ from ztunnel.config import Settings
 from ztunnel.control.identity.ca import MemoryCa
 from ztunnel.core.model.address import Address, NetworkAddress
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.core.model.connection import Direction
 from ztunnel.core.model.identity import Identity
 from ztunnel.core.model.policy import Action, Match, MatchKind, Policy, PolicyScope, StringMatch
 from ztunnel.core.model.service import Service
@@ -29,7 +28,7 @@ from ztunnel.linux.sockets import accept
 from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.proxy.certificates import Certificates
-from ztunnel.worker.proxy.connections import UNDECIDED, Carried, Connections
+from ztunnel.worker.proxy.connections import OUTBOUND, Carried, Connections
 from ztunnel.worker.proxy.dial import PoolKey, expect
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.ledger import Ledger
@@ -259,7 +258,7 @@ class Agents:
             pool._lines[key] = _Line(pool, key)
         for pod in (self.client, self.server):
             for number in range(size.connections):
-                carried = Carried(pod, UNDECIDED[Direction.OUTBOUND], Address("10.0.0.1", 1024 + number), None)
+                carried = Carried(pod, OUTBOUND, Address("10.0.0.1", 1024 + number), None)
                 carried.ended_already = True
         self._idle = [sock for _ in range(size.streams) for sock in self.open()]
 

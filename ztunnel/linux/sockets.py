@@ -17,7 +17,7 @@ import socket
 import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.address import Address, from_sockaddr
@@ -134,14 +134,14 @@ def new_tcp_sockets(count: int, family: int, netns: int | None = None, mark: int
 def new_plain_socket(family: int, netns: int | None = None, mark: int | None = None) -> socket.socket:
     """A TCP socket of the namespace `netns` without the Python layer and without any option but the mark."""
     with in_netns(netns):
-        sock = cast(socket.socket, _socket.socket(family, _STREAM))
+        sock: Any = _socket.socket(family, _STREAM)
     if mark is not None:
         try:
             set_mark(sock, mark)
         except BaseException:
             sock.close()
             raise
-    return sock
+    return sock  # type: ignore[no-any-return]
 
 
 def accept(listener: socket.socket, family: int) -> tuple[socket.socket, Any]:
@@ -150,7 +150,7 @@ def accept(listener: socket.socket, family: int) -> tuple[socket.socket, Any]:
     Raises BlockingIOError when there is none, OSError as accept(2) fails.
     """
     fd, peer = listener._accept()  # type: ignore[attr-defined]  # what `accept` is made of
-    sock = cast(socket.socket, _socket.socket(family, socket.SOCK_STREAM, 0, fd))
+    sock: Any = _socket.socket(family, socket.SOCK_STREAM, 0, fd)
     sock.setblocking(False)
     return sock, peer
 

@@ -7,7 +7,6 @@ the socket calls give and take; a lookup is then one dict access with no object 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -102,11 +101,10 @@ def parse_address(text: str) -> Address:
     return Address(canonical_ip(host), int(port))
 
 
-@lru_cache(maxsize=4096)
 def parse_authority(text: str) -> Address | HostPort:
     """`ip:port`, `[v6]:port` or `host:port`, the port from 1 to 65535 (RFC 9110 section 9.3.6).
 
-    Raises ValueError when the text is of another form. Remembered, because the same few targets come again and again.
+    Raises ValueError when the text is of another form.
     """
     if len(text) > MAX_AUTHORITY:
         raise ValueError(f"an authority of {len(text)} characters")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -30,7 +31,9 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+(?:[ \t]+[\x21-\x7e]+)*")
 """A field value: visible characters, blanks only between (RFC 9110 section 5.5)."""
 _WORD = re.compile(r"[\x21-\x7e]+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ESCAPED = re.compile(r"\\(.)")
 _PAIR = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s",;]+))\s*(?:[;,]|\Z)""", re.ASCII)
+_USUAL_FORWARDED = re.compile(rb"""for="[^"\\\x00-\x20\x7f-\xff]*"(?:;host=([!#$%&'*+.^_`|~0-9A-Za-z-]+))?""")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _BAGGAGE_ESCAPED = re.compile(r"[^\x21\x23\x24\x26-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]")
 """Everything but W3C's baggage-octet, and the percent sign itself."""
@@ -111,7 +114,13 @@ class ConnectRequest(NamedTuple):
 
     @property
     def forwarded_host(self) -> str:
-        return self.forwarded.host
+        """As `forwarded` has it; the form that peers like us send is read at a glance."""
+        value = self.informing.get(b"forwarded", b"")
+        usual = _USUAL_FORWARDED.fullmatch(value) if len(value) <= MAX_FORWARDED else None
+        if usual is None:
+            return self.forwarded.host
+        host: bytes | None = usual[1]
+        return "" if host is None else host.decode("latin-1").lower()
 
     @property
     def baggage(self) -> Baggage:
@@ -149,10 +158,11 @@ def check_request(headers: list[tuple[bytes, bytes]]) -> ConnectRequest:
     informing: dict[bytes, bytes] = {}
     past_pseudo = False
     for name, value in headers:
-        if name[:1] != b":":
+        if name in _INFORMING:
             past_pseudo = True
-            if name in _INFORMING:
-                informing[name] = value if name not in informing else _joined(name, informing[name], value)
+            informing[name] = value if name not in informing else _joined(name, informing[name], value)
+        elif name[:1] != b":":
+            past_pseudo = True
         elif past_pseudo:
             raise WireError(f"pseudo-header {_shown(name)} after other headers")
         elif name not in _PSEUDO:
@@ -166,9 +176,15 @@ def check_request(headers: list[tuple[bytes, bytes]]) -> ConnectRequest:
         raise WireError(f"method {_shown(method)} instead of CONNECT")
     if b":authority" not in pseudo:
         raise WireError("CONNECT without :authority")
-    authority = _text(pseudo[b":authority"], MAX_AUTHORITY)
+    return ConnectRequest(_target(pseudo[b":authority"]), informing)
+
+
+@lru_cache(maxsize=4096)
+def _target(authority: bytes) -> Address | HostPort:
+    """Remembered, because the same few targets come again and again. Raises WireError."""
+    text = _text(authority, MAX_AUTHORITY)
     try:
-        return ConnectRequest(parse_authority(authority), informing)
+        return parse_authority(text)
     except ValueError as error:
         raise WireError(str(error)) from None
 
@@ -212,7 +228,7 @@ def parse_forwarded(text: str) -> Forwarded:
         name = name.lower()
         if name in found:
             raise WireError(f"forwarded {text[:100]!r} names {name!r} twice")
-        found[name] = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        found[name] = token if quoted is None else _ESCAPED.sub(r"\1", quoted) if "\\" in quoted else quoted
         at = pair.end()
         if text[at - 1] == ",":
             break

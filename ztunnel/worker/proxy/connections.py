@@ -52,7 +52,8 @@ class Terms(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """The client's, as it was authorized."""
 
 
-UNDECIDED = {direction: Terms(direction=direction) for direction in Direction}
+OUTBOUND, INBOUND = Terms(direction=Direction.OUTBOUND), Terms(direction=Direction.INBOUND)
+"""While nothing is decided."""
 
 
 class Carried:
@@ -157,7 +158,8 @@ class Carried:
             return
         self.ended_already = True
         kit = self.pod.kit
-        kit.answers.discard(self)
+        if self.route is not None:
+            kit.answers.discard(self)
         if self.token:
             kit.joins.forget(self)
         if self.dialling is not None:

@@ -57,20 +57,23 @@ class Ledger:
 
     def opened(self, edge: int) -> None:
         self._opened[edge] += 1
-        self._arm()
+        if self._timer is None:
+            self._arm()
 
     def wall(self, monotonic: float) -> float:
         """Seconds since the epoch of a moment on the monotonic clock."""
         return self._epoch + monotonic
 
     def finished(self, flow: Flow) -> None:
-        if len(self._flows) >= MAX_QUEUED_FLOWS:
+        flows = self._flows
+        count = len(flows) + 1
+        if count > MAX_QUEUED_FLOWS:
             self.lost += 1
             return
-        self._flows.append(flow)
-        if len(self._flows) % FLUSH_FLOWS == 0:
+        flows.append(flow)
+        if not count % FLUSH_FLOWS:
             self.flush()
-        else:
+        elif self._timer is None:
             self._arm()
 
     def refused(
@@ -108,5 +111,4 @@ class Ledger:
             self._flows.clear()
 
     def _arm(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)
+        self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)

@@ -24,7 +24,7 @@ from ztunnel.core.model.workload import Workload
 from ztunnel.core.wire import connect
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.relay import Relay
-from ztunnel.worker.proxy.connections import UNDECIDED, Carried, Terms
+from ztunnel.worker.proxy.connections import OUTBOUND, Carried, Terms
 from ztunnel.worker.proxy.dial import PoolKey
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.memo import Memo
@@ -63,7 +63,7 @@ class Outbound:
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
         pod = self._pod
-        carried = Carried(pod, UNDECIDED[Direction.OUTBOUND], from_sockaddr(peer), sock)
+        carried = Carried(pod, OUTBOUND, from_sockaddr(peer), sock)
         carried.original = original = original_destination(sock, pod.capture)
         if original is None:
             carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))

@@ -12,7 +12,7 @@ from ztunnel.core.model.address import Address, from_sockaddr
 from ztunnel.core.model.connection import Connection, Direction, Refusal
 from ztunnel.core.model.workload import Workload
 from ztunnel.worker.engine.ending import Ending
-from ztunnel.worker.proxy.connections import UNDECIDED, Carried, Terms
+from ztunnel.worker.proxy.connections import INBOUND, Carried, Terms
 from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.memo import Memo
 from ztunnel.worker.proxy.original import original_destination
@@ -34,7 +34,7 @@ class Passthrough:
     def take(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; owns the socket."""
         kit, pod = self._kit, self._pod
-        carried = Carried(pod, UNDECIDED[Direction.INBOUND], from_sockaddr(peer), sock)
+        carried = Carried(pod, INBOUND, from_sockaddr(peer), sock)
         carried.original = original_destination(sock, pod.capture)
         if carried.original is None:
             carried.refuse(Refusal("CONNECT", 503, "its original destination cannot be recovered"))

@@ -340,6 +340,24 @@ class TestHeaders:
             request_headers(value)
 
 
+ELEMENT = st.one_of(
+    st.sampled_from(
+        ["for=", 'for="', '"', ";host=", ';host="', "\\", ",", " ", "10.0.0.1:80", "[fd00::1]:80", "Web.demo"]
+    ),
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF), max_size=3),
+)
+
+
+@given(st.lists(ELEMENT, max_size=8).map("".join))
+@example('for="10.0.0.1:80";host=Web.demo')
+@example('for="10.0.0.1:80"')
+@example('for="";host=a,for=b')
+@example("for=" + '"x"' * 3)
+def test_the_usual_forwarded_header_is_read_as_any_other(text: str) -> None:
+    request = ConnectRequest(TARGET, {b"forwarded": text.encode("latin-1")})
+    assert request.forwarded_host == request.forwarded.host
+
+
 @given(st.binary(max_size=300))
 @example(b"m\na10.0.0.7:80\nbservice.name=web\nffor=10.0.0.3\nt" + TRACE.encode() + b"\nnnet")
 @example(b"m\na[::]:1\ns\np/\nx=y")
