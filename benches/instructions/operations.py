@@ -240,7 +240,7 @@ def counting_flows() -> Iterator[Repeat]:
 
 @contextmanager
 def writing_access_lines() -> Iterator[Repeat]:
-    lines, text = AccessLines(), EdgeText.of(_EDGE)
+    lines, text = AccessLines(), EdgeText(_EDGE)
 
     def repeat(times: int) -> None:
         for _ in range(times):

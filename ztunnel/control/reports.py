@@ -19,7 +19,7 @@ class Reports:
 
     def hear(self, worker: int, report: Report) -> None:
         if isinstance(report, EdgeDefined):
-            self._edges[worker, report.number] = EdgeText.of(report.edge)
+            self._edges[worker, report.number] = EdgeText(report.edge)
             self._metrics.define_edge(worker, report.number, report.edge)
         elif isinstance(report, Counters):
             self.count(worker, report)

@@ -1,14 +1,14 @@
 """Access lines for many connections at once, in plain form.
 
-What connections of an edge have in common is written once per edge; a line then costs a few microseconds instead of
-a log record with a dozen fields. The text is the same as `access_log.render` through `PlainFormatter` gives (tested),
+What connections of an edge have in common is written once per edge, and so is what a connection has in common with the
+last one of its edge: mostly all but addresses, bytes and times. A line then costs a microsecond instead of a log record
+with a dozen fields. The text is the same as `access_log.render` through `PlainFormatter` gives (tested),
 only that the time is that of the connection's end.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 from ztunnel.core.model.flow import Edge, Flow
 from ztunnel.observe.access_log import TARGET, render
@@ -18,16 +18,12 @@ from ztunnel.observe.log_format import Bare, one_line, plain_value, timestamp
 _log = logging.getLogger(TARGET)
 
 
-class EdgeText(NamedTuple):
-    """The parts of a line that an edge decides, each with a leading blank or empty."""
+class EdgeText:
+    """The parts of a line that an edge decides, and those that its last connection had; each with a leading blank."""
 
-    edge: Edge
-    source: str
-    service: str
-    destination: str
+    __slots__ = ("_destination", "_last", "_middle", "_service", "_source", "_why", "edge")
 
-    @classmethod
-    def of(cls, edge: Edge) -> EdgeText:
+    def __init__(self, edge: Edge) -> None:
         parts = []
         for side, party in (("src", edge.source), ("dst", edge.destination)):
             fields = {
@@ -37,8 +33,25 @@ class EdgeText(NamedTuple):
                 "cluster": party.cluster,
             }
             parts.append("".join(f" {side}.{key}={plain_value(value)}" for key, value in fields.items() if value))
-        service = f" dst.service={plain_value(edge.service_hostname)}" if edge.service_hostname else ""
-        return cls(edge, parts[0], service, parts[1])
+        self.edge = edge
+        self._source, self._destination = parts
+        self._service = f" dst.service={plain_value(edge.service_hostname)}" if edge.service_hostname else ""
+        self._last: tuple[object, ...] = ()
+        self._middle = self._why = ""
+
+    def parts(self, flow: Flow) -> tuple[str, str]:
+        """What stands between the client's address and the byte counts, and the reason."""
+        last = (flow.destination, flow.hbone_address, flow.direction, flow.why)
+        if last != self._last:
+            destination = f" dst.addr={flow.destination}" if flow.destination is not None else ""
+            authority = f" dst.hbone_addr={plain_value(Bare(flow.hbone_address))}" if flow.hbone_address else ""
+            self._middle = (
+                f"{self._source}{destination}{authority}{self._service}{self._destination}"
+                f' direction="{flow.direction.value}"'
+            )
+            self._why = f" why={plain_value(flow.why)}" if flow.why else ""
+            self._last = last
+        return self._middle, self._why
 
 
 class Clock:
@@ -79,15 +92,12 @@ class AccessLines:
             _log.handle(record)
 
     def line(self, flow: Flow, text: EdgeText) -> str:
-        destination = f" dst.addr={flow.destination}" if flow.destination is not None else ""
-        authority = f" dst.hbone_addr={plain_value(Bare(flow.hbone_address))}" if flow.hbone_address else ""
-        error = f" error={plain_value(flow.error)}" if flow.error else ""
-        why = f" why={plain_value(flow.why)}" if flow.why else ""
+        middle, why = text.parts(flow)
+        level, error = ("error", f" error={plain_value(flow.error)}") if flow.error else ("info", "")
         return (
-            f"{self._clock.format(flow.started + flow.duration)}\t{'error' if flow.error else 'info'}\t{TARGET}\t"
-            f"connection complete\tsrc.addr={flow.source}{text.source}{destination}{authority}{text.service}"
-            f'{text.destination} direction="{flow.direction.value}" bytes_sent={flow.bytes_sent}'
-            f' bytes_recv={flow.bytes_received} duration="{int(flow.duration * 1000)}ms"{error}{why}'
+            f"{self._clock.format(flow.started + flow.duration)}\t{level}\t{TARGET}\tconnection complete\t"
+            f"src.addr={flow.source}{middle} bytes_sent={flow.bytes_sent} bytes_recv={flow.bytes_received}"
+            f' duration="{int(flow.duration * 1000)}ms"{error}{why}'
         )
 
     def early_deny(self, flow: Flow) -> str:

@@ -47,10 +47,17 @@ def one_record_each(flow: Flow, edge: Edge | None) -> str:
     return PlainFormatter().format(record)
 
 
+@given(flows=st.lists(flows, min_size=2, max_size=4), edge=edges)
+def test_a_line_owes_nothing_to_the_one_before(flows: list[Flow], edge: Edge) -> None:
+    lines, text = AccessLines(), EdgeText(edge)
+    for flow in (*flows, flows[0]):
+        assert lines.line(flow, text) == AccessLines().line(flow, EdgeText(edge))
+
+
 @given(flow=flows, edge=st.none() | edges)
 def test_a_line_is_the_same_but_for_its_time(flow: Flow, edge: Edge | None) -> None:
     lines = AccessLines()
-    line = lines.early_deny(flow) if edge is None else lines.line(flow, EdgeText.of(edge))
+    line = lines.early_deny(flow) if edge is None else lines.line(flow, EdgeText(edge))
     assert line.split("\t", 1)[1] == one_record_each(flow, edge).split("\t", 1)[1]
 
 
