@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv6Address, ip_address
+from sys import intern
 from typing import NamedTuple
 
 MAX_AUTHORITY = 300
@@ -77,11 +78,14 @@ def canonical_ip(text: str) -> str:
 
 
 def from_sockaddr(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Address:
-    """The Address of a socket call's answer; v4-mapped and scoped addresses are made canonical."""
+    """The Address of a socket call's answer; v4-mapped and scoped addresses are made canonical.
+
+    Connections of one host share its text.
+    """
     host = sockaddr[0]
     if ":" in host and ("." in host or "%" in host):
         host = canonical_ip(host)
-    return Address(host, sockaddr[1])
+    return Address(intern(host), sockaddr[1])
 
 
 def parse_address(text: str) -> Address:
