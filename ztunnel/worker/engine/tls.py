@@ -229,7 +229,7 @@ class Session(ABC):
 
     @abstractmethod
     def trim(self) -> None:
-        """Give back the memory that a burst made OpenSSL's output buffer grow to; for a session that is quiet now."""
+        """Give back what the handshake or a burst made OpenSSL's buffers grow to; for a session that is quiet now."""
 
     def close_notify(self) -> int:
         """Say goodbye; the number of bytes now in `scratch.sealed`."""
@@ -354,7 +354,7 @@ class FastSession(Session):
         self._copies = True
         """`_in` is a memory BIO to copy into; otherwise it is a view of ciphertext that is used up."""
         self._out: Any = connection._from_ssl
-        self._grown = False
+        self._grown = True  # by the handshake
 
     def read(
         self,
@@ -418,8 +418,8 @@ class FastSession(Session):
         if not self._grown:
             return
         self._grown = False
-        fresh = _lib.BIO_new(_lib.BIO_s_mem())
-        _lib.BIO_set_mem_eof_return(fresh, -1)
-        # The read side stays, so one reference is consumed and the old output BIO is freed (SSL_set_bio(3)).
-        _lib.SSL_set_bio(self._ssl, self._in, fresh)
-        self._out = self._connection._from_ssl = fresh
+        connection = self._connection
+        self._in, self._out = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())
+        self._copies = True
+        _lib.SSL_set_bio(self._ssl, self._in, self._out)  # frees those before, which are empty
+        connection._into_ssl, connection._from_ssl = self._in, self._out

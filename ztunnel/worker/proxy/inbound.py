@@ -173,6 +173,7 @@ class Peer:
     def ready(self, tunnel: Tunnel) -> None:
         self.role.kit.prefaces.discard(tunnel)
         self.role.kit.keepalive.add(tunnel)
+        tunnel.session.trim()
 
     def changed(self, tunnel: Tunnel) -> None:
         pass

@@ -51,6 +51,7 @@ class _Line:
     def ready(self, tunnel: Tunnel) -> None:
         self.pool.kit.prefaces.discard(tunnel)
         self.pool.kit.keepalive.add(tunnel)
+        tunnel.session.trim()
         if tunnel.free_slots <= 0:
             self.settle(UpstreamError(f"{self.key.next_hop} allows no streams"))
             tunnel.drain()
