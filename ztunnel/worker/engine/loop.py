@@ -77,7 +77,8 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: list[Handler | None] = []
+        """By descriptor: these are small numbers, used again."""
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
         self._soon: list[Callable[[], None]] = []
@@ -97,12 +98,16 @@ class Loop:
         return self._epoll.fileno()
 
     def __repr__(self) -> str:
-        return f"<Loop {len(self._handlers)} descriptors, {len(self._timers)} timers>"
+        watched = len(self._handlers) - self._handlers.count(None)
+        return f"<Loop {watched} descriptors, {len(self._timers)} timers>"
 
     # ---- descriptors ----
 
     def add(self, fd: int, events: int, handler: Handler) -> None:
-        self._handlers[fd] = handler
+        handlers = self._handlers
+        if fd >= len(handlers):
+            handlers.extend([None] * (fd + 1 - len(handlers)))
+        handlers[fd] = handler
         self._epoll.register(fd, events)
 
     def modify(self, fd: int, events: int) -> None:
@@ -115,12 +120,19 @@ class Loop:
 
     def remove(self, fd: int) -> None:
         """Forget a descriptor; unknown ones are ignored."""
-        if self._handlers.pop(fd, None) is not None:
+        if self._forget(fd):
             self._epoll.unregister(fd)
+
+    def _forget(self, fd: int) -> bool:
+        handlers = self._handlers
+        if not 0 <= fd < len(handlers) or handlers[fd] is None:
+            return False
+        handlers[fd] = None
+        return True
 
     def close(self, sock: socket.socket) -> None:
         """Forget the socket now and close it at the end of the turn (which takes it out of the epoll set)."""
-        self._handlers.pop(sock.fileno(), None)
+        self._forget(sock.fileno())
         self._closing.append(sock)
         self.wake()
 
@@ -179,7 +191,7 @@ class Loop:
         self.in_turn = True
         handlers = self._handlers
         for fd, event in events:
-            handler = handlers.get(fd)
+            handler = handlers[fd]
             if handler is None:
                 continue
             try:
