@@ -275,7 +275,8 @@ class PodManager:
             with entry.scope:
                 if before is not None:
                     before.scope.cancel()
-                    await before.over.wait()
+                    with trio.CancelScope(shield=True):  # or a successor would come before it has ended
+                        await before.over.wait()
                 await self._repeat(entry)
         finally:
             if self._entries.get(entry.spec.uid) is entry:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -33,6 +34,9 @@ class World:
         self.silent = False
         self.deaf = False
         """Does not answer what it is told to close."""
+        self.removable = trio.Event()
+        """Until then rules are being removed."""
+        self.removable.set()
         self.gone: list[str] = []
         self.pods = PodManager(self._send, self, on_gone=lambda pod: self.gone.append(pod.uid), retry=0.01, poll=0.01)
 
@@ -69,6 +73,7 @@ class World:
             raise PlatformError("nothing arrived")
 
     async def remove(self, pod, netns) -> None:
+        await self.removable.wait()
         self.story.append(f"remove {pod.uid}")
 
     async def until_up(self, uid: str) -> None:
@@ -217,6 +222,35 @@ async def test_enrolling_returns_when_the_pod_is_up_and_unenrolling_when_nothing
     await world.pods.unenroll("a")
     assert world.story == BRINGING_UP + TAKING_DOWN
     assert world.pods.statuses() == []
+
+
+async def test_a_pod_comes_again_only_when_nothing_is_left_of_the_one_before(
+    world: World, netns: Netns, nursery: trio.Nursery
+) -> None:
+    """Also where one in between was let go before it began."""
+    await world.pods.enroll(spec(netns))
+    world.removable = trio.Event()
+    ended: list[str] = []
+
+    async def unenroll(which: str) -> None:
+        await world.pods.unenroll("a")
+        ended.append(which)
+
+    async def enroll_in_vain() -> None:
+        with pytest.raises(PlatformError, match="went while it was enrolled"):
+            await world.pods.enroll(spec(netns))
+
+    for step in (partial(unenroll, "first"), enroll_in_vain, partial(unenroll, "second")):
+        nursery.start_soon(step)
+        await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(world.pods.enroll, spec(netns))
+    await trio.testing.wait_all_tasks_blocked(0.005)
+    assert world.story == [*BRINGING_UP, "close a"]
+    assert ended == []
+    world.removable.set()
+    await world.until_up("a")
+    assert world.story == BRINGING_UP + TAKING_DOWN + BRINGING_UP
+    assert sorted(ended) == ["first", "second"]
 
 
 async def test_an_enrolment_that_fails_leaves_nothing(world: World, netns: Netns) -> None:
