@@ -124,8 +124,10 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        click.echo(f"error: what was to be said could not be written: {error.strerror}", err=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"error: {error.filename or 'what was to be written'}: {error.strerror}", err=True)
+        click.echo("hint: make room where the output goes, and in TMPDIR", err=True)
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CRASH
     return code if isinstance(code, int) else 0
 

@@ -92,7 +92,7 @@ class Screen(Output):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal without ticks still gets the words
         may = may_be_coloured(os.environ)
-        self._live = sys.stdout.isatty() and may
+        self._live = sys.stdout is not None and sys.stdout.isatty() and may  # None: started with it closed
         self._color = None if may else False
 
     def opens(self) -> None:

@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def show(stdout: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+def show(stdout: io.StringIO | None, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run of two beats."""
     monkeypatch.setattr(sys, "stdout", stdout)
     stage: Any = SimpleNamespace(rootless=True)
@@ -34,7 +34,11 @@ def show(stdout: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
         screen.beat_begins(BEATS[0])
         screen.beat_ends(result)
     screen.ends(False, 1.5, "")
-    return stdout.getvalue()
+    return stdout.getvalue() if stdout is not None else ""
+
+
+def test_a_closed_output_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show(None, monkeypatch) == ""
 
 
 def test_in_a_file_there_are_only_words(monkeypatch: pytest.MonkeyPatch) -> None:
