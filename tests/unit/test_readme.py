@@ -1,4 +1,4 @@
-"""What README.md points at is there: every test that proves a row, every page."""
+"""What README.md points at is there: every test that proves a row, every page; and so for all other pages."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def test_every_row_names_a_test() -> None:
         assert "`tests/" in row.rstrip("| ").rpartition(" | ")[2], row
 
 
-@pytest.mark.parametrize("page", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
-def test_a_page_that_is_linked_exists(page: str) -> None:
-    assert (ROOT / page).is_file()
+PATTERNS = ("*.md", "docs/*.md", "[a-z]*/README.md", "benches/*/README.md", "tests/golden/*/*.md")
+PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_links_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
