@@ -96,6 +96,8 @@ class HboneServer:
     def requested(self, stream: Stream, headers: Headers) -> None:
         self.requests.append(headers)
         self.streams.append(stream)
+        if self.silent_after:
+            return
         if self.answer == "200":
             self.accept(stream)
         elif self.answer:

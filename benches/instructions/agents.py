@@ -230,7 +230,7 @@ class Agents:
         return pod
 
     def _connect_tunnel(self) -> None:
-        """What `pool.wait` does in a task, without one."""
+        """What `pool.wait` does, by hand."""
         now = time.time()
         ca = MemoryCa(now=now)
         for kit, identity in zip(self.kits, (CLIENT, SERVER), strict=True):
@@ -248,7 +248,7 @@ class Agents:
         far, peer = once_ready(self.loop, self._tunnelled.accept)
         far.setblocking(False)
         self.server.inbound.take(far, peer)
-        turn_until(self.loop, lambda: line.tunnels)
+        turn_until(self.loop, lambda: any(tunnel.settled for tunnel in line.tunnels))
 
     def _fill(self, size: Size) -> None:
         """Everything that should make no difference."""

@@ -83,6 +83,16 @@ async def test_a_peer_that_allows_three_streams_never_gets_a_fourth(topology: To
             assert await run(app.recv, 1) == b"x"
 
 
+async def test_one_connection_goes_ahead_of_the_peers_settings(topology: Topology) -> None:
+    """With the end of the handshake, without a round trip more; the others wait for what the peer allows."""
+    async with path(topology, far=None) as p, hbone_server(p.server, p.pki.leaf(SERVER_ID), silent="tls") as peer:
+        for _ in range(3):
+            await p.connect()
+        await until(lambda: peer.requests)
+        assert (await status(p.near))["connections"] == 3
+        assert len(peer.accepted) == len(peer.requests) == 1
+
+
 async def test_workers_keep_to_their_own_limit(topology: Topology) -> None:
     few = msgspec.structs.replace(SETTINGS, pool_max_streams_per_connection=2)
     async with path(topology, near=few) as p:

@@ -40,10 +40,10 @@ class TunnelOwner(Protocol):
     """Who made the tunnel."""
 
     def secured(self, tunnel: Tunnel) -> None:
-        """The TLS handshake is complete: the peer's names are verified."""
+        """The TLS handshake is complete: the peer's names are verified. A client may open one stream."""
 
     def ready(self, tunnel: Tunnel) -> None:
-        """TLS and SETTINGS are exchanged: streams may be opened."""
+        """TLS and SETTINGS are exchanged: how many streams may be opened is known."""
 
     def requested(self, stream: Stream, headers: Headers) -> None:
         """A peer opened a stream (server role)."""
@@ -102,8 +102,9 @@ class Tunnel(FrameParser):
         self.peer_frame = frames.DEFAULT_MAX_FRAME
         self.read_most = min(READ_SIZE, self.peer_frame)
         """Most bytes of an application that one DATA frame takes."""
-        self.peer_max_streams = 100
-        """Until the peer says otherwise; no limit is announced by default, 100 is what it may at least expect."""
+        self.peer_max_streams = 1
+        """Until the peer's SETTINGS say otherwise. RFC 9113 knows no limit before, but a peer refuses what exceeds its
+        own: one request is what all but a peer without any take, and what a first connection needs."""
         self.credit_step = settings.stream_window // 4
         self.draining = False
         self.received_frames = 0
@@ -138,8 +139,8 @@ class Tunnel(FrameParser):
 
     @property
     def free_slots(self) -> int:
-        """How many more streams the peer allows now."""
-        if not self.settled or self.draining or self.closed or self._next_id > frames.MAX_WINDOW - 2:
+        """How many more streams the peer allows now; one as soon as TLS is there, before its SETTINGS are."""
+        if not self.session.established or self.draining or self.closed or self._next_id > frames.MAX_WINDOW - 2:
             return 0
         return max(0, self.peer_max_streams - len(self.streams))
 
@@ -200,11 +201,11 @@ class Tunnel(FrameParser):
     # ---- life ----
 
     def _on_secured(self) -> None:
-        self.owner.secured(self)
         self.write(self._agreement.begin())
         extra = self.settings.connection_window - frames.DEFAULT_WINDOW
         if extra > 0:
             self.write(frames.window_update(0, extra))
+        self.owner.secured(self)
 
     def _on_unblocked(self) -> None:
         self._resume()
@@ -268,7 +269,8 @@ class Tunnel(FrameParser):
         if self.session.established:
             self.write(frames.goaway(self._last_peer_id, code, ending.error if code else ""))
         self._shut(linger=linger)
-        lost = Ending(f"the tunnel is gone: {ending.error}" if ending.error else "the tunnel is gone", ending.flag)
+        gone = "the tunnel is gone" if self.settled else "no tunnel"
+        lost = Ending(f"{gone}: {ending.error}" if ending.error else gone, ending.flag)
         for stream in list(self.streams.values()):
             stream.lost(lost)
         self._data = None

@@ -415,11 +415,12 @@ class FastSession(Session):
         return int(read(self._out, pointers.sealed, pointers.sealed_size))
 
     def trim(self) -> None:
-        if not self._grown:
+        waits = _lib.BIO_get_mem_data
+        if not self._grown or waits(self._out, _ffi.NULL) or waits(self._in, _ffi.NULL):
             return
         self._grown = False
         connection = self._connection
         self._in, self._out = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())
         self._copies = True
-        _lib.SSL_set_bio(self._ssl, self._in, self._out)  # frees those before, which are empty
+        _lib.SSL_set_bio(self._ssl, self._in, self._out)  # frees those before
         connection._into_ssl, connection._from_ssl = self._in, self._out

@@ -135,9 +135,10 @@ class Transport(ABC):
     def _shake_hands(self, size: int) -> int:
         """The handshake goes on; the end of what the peer sent behind its own last message of it."""
         end = self.session.shake_hands(size)
-        self._send_sealed(self.session.take_output())
         if self.session.established:
             self._on_secured()
+        if self.loop.corked is not self:  # else what the handshake says last leaves with what is corked
+            self._send_sealed(self.session.take_output())
         return end
 
     def _digested(self, frames: int) -> None:

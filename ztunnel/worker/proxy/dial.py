@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -15,6 +16,7 @@ from ztunnel.core.model.identity import Identity
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Tunnel, TunnelOwner
 from ztunnel.worker.engine.tls import Verify
+from ztunnel.worker.proxy.certificates import Credentials
 from ztunnel.worker.proxy.kit import Kit
 
 
@@ -37,50 +39,77 @@ OpenSocket = Callable[[Address], socket.socket]
 """Makes a pod's socket, not yet connected, for an address; raises OSError."""
 
 
-async def dial(kit: Kit, key: PoolKey, owner: TunnelOwner, open_socket: OpenSocket) -> Tunnel:
-    """A tunnel whose TLS handshake is under way; `owner` hears when it is ready or has failed.
+class Dial:
+    """One attempt: calls `begun` when the TLS handshake is under way, whose outcome `owner` hears, or else `failed`.
 
-    Raises IdentityUnavailable, UpstreamError or BlockedError. Once cancelled it never opens a socket again: the pod's
-    namespace may be gone, and the number of its descriptor another's.
+    `begin` gets as far as it can at once; a task waits for nothing but a certificate.
     """
-    credentials = await kit.certificates.wait(key.source)
-    await trio.lowlevel.checkpoint_if_cancelled()
-    try:
-        sock = open_socket(key.next_hop)
-    except OSError as error:
-        raise UpstreamError(f"no socket for {key.next_hop}: {error.strerror}") from error
-    try:
-        await connect(kit, sock, key.next_hop)
-        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def __init__(
+        self,
+        kit: Kit,
+        key: PoolKey,
+        owner: TunnelOwner,
+        open_socket: OpenSocket,
+        *,
+        begun: Callable[[Dial, Tunnel], None],
+        failed: Callable[[Dial, ZtunnelError], None],
+    ) -> None:
+        self._kit = kit
+        self._key = key
+        self._owner = owner
+        self._open_socket = open_socket
+        self._begun = begun
+        self._failed = failed
+        self._sock: socket.socket | None = None
+        self._waiting = trio.CancelScope()
+
+    def begin(self) -> None:
+        credentials = self._kit.certificates.get(self._key.source)
+        if credentials is None:
+            self._kit.spawn(self._wait)
+        else:
+            self._connect(credentials)
+
+    def cancel(self) -> None:
+        """It never opens a socket again: the pod's namespace may be gone, and its descriptor's number another's."""
+        self._waiting.cancel()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._kit.dialler.cancel(sock)
+            self._kit.loop.close(sock)
+
+    async def _wait(self) -> None:
+        with self._waiting:
+            try:
+                credentials = await self._kit.certificates.wait(self._key.source)
+                await trio.lowlevel.checkpoint_if_cancelled()
+            except ZtunnelError as error:
+                self._failed(self, error)
+            else:
+                self._connect(credentials)
+
+    def _connect(self, credentials: Credentials) -> None:
+        next_hop = self._key.next_hop
+        try:
+            self._sock = self._open_socket(next_hop)
+        except OSError as error:
+            self._failed(self, UpstreamError(f"no socket for {next_hop}: {error.strerror}"))
+            return
+        self._kit.dialler.connect(self._sock, next_hop, partial(self._connected, credentials))
+
+    def _connected(self, credentials: Credentials, error: OSError | None) -> None:
+        kit, key = self._kit, self._key
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        if error is not None:
+            kit.loop.close(sock)
+            self._failed(self, refused_dial(key, error))
+            return
         session = credentials.client.session(kit.loop.scratch, expect(key.destinations))
-    except OSError as error:
-        sock.close()
-        raise refused_dial(key, error) from error
-    except BaseException:
-        sock.close()
-        raise
-    tunnel = Tunnel(kit.loop, sock, session, owner, kit.tunnel_settings, client=True)
-    kit.handshakes.add(tunnel)
-    return tunnel
-
-
-async def connect(kit: Kit, sock: socket.socket, address: Address) -> None:
-    """Raises OSError; TimeoutError after CONNECT_TIMEOUT."""
-    done = trio.Event()
-    outcome: list[OSError | None] = []
-
-    def settled(error: OSError | None) -> None:
-        outcome.append(error)
-        done.set()
-
-    kit.dialler.connect(sock, address, settled)
-    try:
-        await done.wait()
-    except trio.Cancelled:
-        kit.dialler.cancel(sock)
-        raise
-    if outcome[0] is not None:
-        raise outcome[0]
+        tunnel = Tunnel(kit.loop, sock, session, self._owner, kit.tunnel_settings, client=True)
+        kit.handshakes.add(tunnel)
+        self._begun(self, tunnel)
 
 
 def expect(identities: tuple[Identity, ...]) -> Verify:

@@ -1,8 +1,8 @@
 """Connections that pods make (15001): recovered, routed, and carried in a tunnel, in plain TCP, or straight on.
 
-`_attempt` is the whole set-up. It runs straight from the accept callback; where something is missing (the pod's own
-workload, a certificate, a tunnel) it says what, a task waits for that, and `_attempt` runs again: one set-up, not a
-fast and a slow copy. A route is drawn once: a connection that waits for a tunnel keeps the endpoint it waits for, and
+`_attempt` is the whole set-up. It runs straight from the accept callback; where something is missing it runs again once
+that is there, called by the pool (a tunnel) or by a task that waited (the pod's own workload): one set-up, not a fast
+and a slow copy. A route is drawn once: a connection that waits for a tunnel keeps the endpoint it waits for, and
 is known by it if the tunnel fails.
 """
 
@@ -170,7 +170,8 @@ class Outbound:
         tunnel = self.pool.take(way.key)
         carried.route = way.route
         if tunnel is None:
-            return lambda: self.pool.wait(way.key)
+            self.pool.wait(way.key, partial(self._resume, carried))
+            return None
         kit = self._kit
         sock, carried.sock = carried.sock, None
         assert sock is not None
@@ -182,6 +183,13 @@ class Outbound:
         carried.carrier = stream
         kit.answers.add(carried)
         return None
+
+    def _resume(self, carried: Carried, error: ZtunnelError | None) -> None:
+        """The tunnel that it waited for is there, or will not be."""
+        if error is None:
+            self.carry(carried)
+        else:
+            carried.ended(Ending(str(error), error.flag))
 
     # ---- plain ----
 

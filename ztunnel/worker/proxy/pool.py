@@ -7,27 +7,19 @@ the peer's SETTINGS allow) or draining is followed by another; its slots are use
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-import trio
+from collections import deque
+from collections.abc import Callable
 
 from ztunnel.core.errors import UpstreamError, ZtunnelError
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.loop import Deadlines
 from ztunnel.worker.engine.stream import Stream
-from ztunnel.worker.proxy.dial import OpenSocket, PoolKey, dial, tunnel_failure
+from ztunnel.worker.proxy.dial import Dial, OpenSocket, PoolKey, tunnel_failure
 from ztunnel.worker.proxy.kit import Kit
 
-
-class _Waiter:
-    """One connection that waits for a tunnel."""
-
-    __slots__ = ("error", "event")
-
-    def __init__(self) -> None:
-        self.event = trio.Event()
-        self.error: ZtunnelError | None = None
+Resume = Callable[[ZtunnelError | None], None]
+"""Of one that waits: it is worth calling `take` again, or the error that ended the dial."""
 
 
 class _Line:
@@ -39,27 +31,36 @@ class _Line:
         self.tunnels: set[Tunnel] = set()
         self._roomy: dict[Tunnel, None] = {}
         """Those that may have room; a full one is taken out when it is met, and put back when a stream ends."""
-        self.waiters: list[_Waiter] = []
+        self.waiters: deque[Resume] = deque()
         self.dialling = False
+        """A tunnel is on its way: not ready, and not failed."""
 
     # ---- TunnelOwner ----
 
     def secured(self, tunnel: Tunnel) -> None:
+        """One request goes with our first flight; how many more there may be, the peer's SETTINGS will say."""
         self.pool.kit.handshakes.discard(tunnel)
         self.pool.kit.prefaces.add(tunnel)
+        self.tunnels.add(tunnel)
+        self._roomy[tunnel] = None
+        self.serve()
 
     def ready(self, tunnel: Tunnel) -> None:
         self.pool.kit.prefaces.discard(tunnel)
         self.pool.kit.keepalive.add(tunnel)
         tunnel.session.trim()
-        if tunnel.free_slots <= 0:
-            self.settle(UpstreamError(f"{self.key.next_hop} allows no streams"))
+        if not tunnel.peer_max_streams:
+            error = UpstreamError(f"{self.key.next_hop} allows no streams")
+            self.fail(error)
+            for stream in list(tunnel.streams.values()):
+                stream.abort(str(error), error.flag)
             tunnel.drain()
             return
-        self.tunnels.add(tunnel)
         self._roomy[tunnel] = None
-        self.pool.idle.add(tunnel)
-        self.settle(None)
+        self.dialling = False
+        if not tunnel.streams:
+            self.pool.idle.add(tunnel)
+        self.serve()
 
     def requested(self, stream: Stream, headers: list[tuple[bytes, bytes]]) -> None:
         stream.abort("a server may not open streams")
@@ -80,7 +81,7 @@ class _Line:
         kit.keepalive.discard(tunnel)
         self.pool.live.discard(tunnel)
         if not tunnel.settled:
-            self.settle(tunnel_failure(self.key, ending))
+            self.fail(tunnel_failure(self.key, ending))
         self._drop(tunnel)
 
     # ---- waiting ----
@@ -96,13 +97,28 @@ class _Line:
             del roomy[tunnel]
         return None
 
-    def settle(self, error: ZtunnelError | None) -> None:
-        """The dial is over: everybody who waited tries again, or fails."""
+    def wait(self, resume: Resume) -> None:
+        self.waiters.append(resume)
+        if not self.dialling:
+            self._dial()
+
+    def serve(self) -> None:
+        """Whoever has waited longest goes first, while there is room. Those who are left need another tunnel."""
+        while self.waiters and self.free() is not None:
+            self.waiters.popleft()(None)
+        if self.waiters and not self.dialling:
+            self._dial()
+
+    def fail(self, error: ZtunnelError) -> None:
+        """The dial is over, for everybody who waited for it."""
         self.dialling = False
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            waiter.error = error
-            waiter.event.set()
+        waiters, self.waiters = self.waiters, deque()
+        for resume in waiters:
+            resume(error)
+
+    def _dial(self) -> None:
+        self.dialling = True
+        self.pool.dial(self)
 
     def _drop(self, tunnel: Tunnel) -> None:
         self.pool.idle.discard(tunnel)
@@ -120,7 +136,7 @@ class Pool:
         self._open_socket = open_socket
         self._lines: dict[PoolKey, _Line] = {}
         self.live: set[Tunnel] = set()
-        self._dials: set[trio.CancelScope] = set()
+        self._dials: set[Dial] = set()
         self.idle = Deadlines(kit.loop, kit.settings.pool_unused_release_timeout, _release)
 
     def __repr__(self) -> str:
@@ -134,38 +150,29 @@ class Pool:
             self.idle.discard(tunnel)
         return tunnel
 
-    async def wait(self, key: PoolKey) -> None:
-        """Until it is worth calling `take` again. Raises the ZtunnelError that ended the dial."""
+    def wait(self, key: PoolKey, resume: Resume) -> None:
+        """Have `resume` called when it is worth calling `take` again, or with what ended the dial; maybe at once."""
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line(self, key)
-        if not line.dialling:
-            line.dialling = True
-            self.kit.spawn(self._dialler(line))
-        waiter = _Waiter()
-        line.waiters.append(waiter)
-        try:
-            await waiter.event.wait()
-        finally:
-            if waiter in line.waiters:
-                line.waiters.remove(waiter)
-        if waiter.error is not None:
-            raise waiter.error
+        line.wait(resume)
 
-    def _dialler(self, line: _Line) -> Callable[[], Awaitable[None]]:
-        async def run() -> None:
-            with scope:
-                try:
-                    self.live.add(await dial(self.kit, line.key, line, self._open_socket))
-                except ZtunnelError as error:
-                    line.settle(error)
-                    if not line.tunnels:
-                        self.forget(line.key)
-            self._dials.discard(scope)
+    def dial(self, line: _Line) -> None:
+        """One more tunnel for the line."""
 
-        scope = trio.CancelScope()
-        self._dials.add(scope)
-        return run
+        def begun(dial: Dial, tunnel: Tunnel) -> None:
+            self._dials.discard(dial)
+            self.live.add(tunnel)
+
+        def failed(dial: Dial, error: ZtunnelError) -> None:
+            self._dials.discard(dial)
+            line.fail(error)
+            if not line.tunnels and not line.dialling:
+                self.forget(line.key)
+
+        dial = Dial(self.kit, line.key, line, self._open_socket, begun=begun, failed=failed)
+        self._dials.add(dial)
+        dial.begin()
 
     def forget(self, key: PoolKey) -> None:
         self._lines.pop(key, None)
@@ -178,12 +185,13 @@ class Pool:
 
     def close(self, why: str) -> None:
         """At once. Dials under way are cancelled before they can use the pod's namespace again."""
-        for scope in self._dials:
-            scope.cancel()
+        for dial in self._dials:
+            dial.cancel()
+        self._dials.clear()
         for tunnel in list(self.live):
             tunnel.close(Ending(why))
         for line in list(self._lines.values()):
-            line.settle(UpstreamError(why))
+            line.fail(UpstreamError(why))
         self._lines.clear()
 
 

@@ -140,6 +140,39 @@ def test_a_client_opens_no_more_streams_than_the_server_allows() -> None:
         assert raw.tunnel.free_slots == 49
 
 
+def test_one_request_goes_before_the_servers_settings_and_no_second() -> None:
+    with Raw(client=True) as raw:
+        raw.turn()
+        assert raw.tunnel.free_slots == 1
+        raw.open()
+        assert [frame.kind for frame in raw.frames()] == [frames.SETTINGS, frames.WINDOW_UPDATE, frames.HEADERS]
+        assert raw.tunnel.free_slots == 0
+        raw.greet(setting(MAX_STREAMS, 3))
+        assert raw.tunnel.free_slots == 2
+
+
+def test_the_first_request_keeps_to_the_window_that_is_announced_after_it() -> None:
+    with Raw(client=True) as raw:
+        raw.turn()
+        app, _, conversation = raw.open()
+        raw.greet(setting(INITIAL_WINDOW, 10))
+        app.send(b"x" * 100)
+        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.RESPONSE_200))
+        assert conversation.headers is not None
+        assert b"".join(frame.body for frame in raw.frames(frames.DATA)) == b"x" * 10
+        raw.send(frames.window_update(1, 90))
+        assert b"".join(frame.body for frame in raw.frames(frames.DATA)) == b"x" * 100
+
+
+def test_a_request_before_the_settings_fails_with_the_tunnel_that_never_was() -> None:
+    with Raw(client=True) as raw:
+        raw.turn()
+        _, _, conversation = raw.open()
+        raw.tunnel.abort("no HTTP/2 preface")
+        assert conversation.ending is not None
+        assert conversation.ending.error == "no tunnel: no HTTP/2 preface"
+
+
 def test_pings_are_answered_with_their_own_bytes() -> None:
     with Raw() as raw:
         raw.greet()

@@ -6,9 +6,10 @@ import contextlib
 import random
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from engine_pair import Side, tcp_pair
+from engine_pair import Side, open_stream, socket_pair, tcp_pair
 from mesh_pki import CLIENT, STRANGER, WEB, MeshPki
 from OpenSSL import SSL
 
@@ -228,6 +229,49 @@ def test_peers_of_one_mesh_meet(meet: Meet, mesh: MeshPki) -> None:
     assert meeting.ready
 
 
+class Eager(Side):
+    """Opens a stream as soon as it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.application: socket.socket | None = None
+
+    def secured(self, tunnel: Tunnel) -> None:
+        self.application, _, _ = open_stream(tunnel)
+
+
+class Counting(socket.socket):
+    """How often it was written to."""
+
+    flights = 0
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self.flights += 1
+        return super().send(data, flags)
+
+
+def test_a_request_goes_in_one_flight_with_the_end_of_the_handshake(
+    kind: type[Session], loop: Loop, mesh: MeshPki
+) -> None:
+    near, far = socket_pair()
+    counted = Counting(fileno=near.detach())
+    client, server = Eager(), Side()
+    tunnels = []
+    for sock, identity, owner in ((far, WEB, server), (counted, CLIENT, client)):
+        is_client = owner is client
+        session = Context(mesh.leaf(identity), server=not is_client).session(loop.scratch, accept)
+        tunnels.append(Tunnel(loop, sock, session, owner, Settings(), client=is_client))
+    while not server.requests:
+        loop.turn(0.05)
+    assert counted.flights == 2, "ClientHello, and everything else"
+    assert not client.is_ready
+    for tunnel in tunnels:
+        tunnel.close(Ending("the test is over"))
+    assert client.application is not None
+    for app in (client.application, *server.applications):
+        app.close()
+
+
 def refused(meeting: Meeting) -> None:
     """Nothing of HTTP/2 reached an owner, and the failure is named as one of TLS."""
     assert not any(side.is_ready or side.requests for side in meeting.sides)
@@ -419,6 +463,18 @@ def test_the_group_without_post_quantum_is_accepted(
     assert tls._lib.SSL_CTX_set1_curves_list(context._context, b"X25519") == 1
     client = foreigner(context)
     assert client.tunnel.session.facts["group"].upper() == "X25519"
+
+
+def test_what_waits_to_be_sent_is_not_trimmed(wire: Wire, mesh: MeshPki) -> None:
+    """The last flight of a handshake leaves with the first request, and may still be there when the peer is ready."""
+    wire = Wire(Context(mesh.leaf(CLIENT), server=False), Context(mesh.leaf(WEB), server=True))
+    wire.give(1, wire.sealed(0, wire.client.start()))
+    wire.give(0, wire.sealed(1, wire.server.take_output()))
+    assert wire.client.established
+    assert not wire.server.established
+    wire.client.trim()
+    wire.give(1, wire.sealed(0, wire.client.take_output()))
+    assert wire.server.established
 
 
 def test_a_session_that_was_trimmed_after_a_burst_goes_on(wire: Wire) -> None:
