@@ -66,6 +66,8 @@ from ztunnel.runtime.supervise import Supervisor, open_supervisor
 
 SERVING_TIMEOUT = 5.0
 """Seconds for the workers of an earlier control half to say what they serve."""
+CERTIFICATE_PATIENCE = 2.0
+"""Seconds that a pod may wait for its first certificate before it is up without."""
 FORCED_GRACE = 1.0
 """Seconds for the workers to close everything when the end is now."""
 
@@ -104,7 +106,13 @@ class Control:
         self._certificates = CertificateManager(self._authority, self._send_certificate)
         self._wanted: dict[Identity, set[int]] = {}
         """Which workers want a certificate: nobody else gets the key."""
-        self._pods = PodManager(fleet.send, RuleCapture(settings), on_gone=self._pod_gone, leaves=self._leaves_pods)
+        self._pods = PodManager(
+            fleet.send,
+            RuleCapture(settings),
+            equip=self._equip_pod,
+            on_gone=self._pod_gone,
+            leaves=self._leaves_pods,
+        )
         self._metrics = Metrics(version=settings.istio_meta_istio_version)
         self._reports = Reports(self._metrics, settings.log_format)
         self._worker_numbers: dict[str, Number] = {}
@@ -230,6 +238,13 @@ class Control:
     def _leaves_pods(self) -> bool:
         """When this half ends without having been told to: workers that outlive it serve on."""
         return self._fleet.is_replaced and not self._drain.is_draining
+
+    async def _equip_pod(self, pod: PodSpec) -> None:
+        """Its first connection shall find a certificate; but a CA that is away keeps no pod from being up."""
+        with trio.move_on_after(CERTIFICATE_PATIENCE):
+            for identity in list(self._wanted):
+                if (identity.namespace, identity.service_account) == (pod.namespace, pod.service_account):
+                    await self._certificates.wait_answered(identity)
 
     def _pod_gone(self, pod: PodSpec) -> None:
         """Its key goes with the last pod of an identity."""

@@ -61,6 +61,8 @@ class _Entry:
         self.busy = True
         """Fetching or about to: an answer will follow."""
         self.due = 0.0
+        self.answered = trio.Event()
+        """There was a certificate, or a failure."""
         self.wake = trio.Event()
         self.scope = trio.CancelScope()
 
@@ -135,7 +137,14 @@ class CertificateManager:
         entry = self._entries.pop(identity, None)
         if entry is not None:
             entry.scope.cancel()
+            entry.answered.set()
             self._send(CertificateForgotten(identity))
+
+    async def wait_answered(self, identity: Identity) -> None:
+        """Until what was wanted has been issued, or refused for the first time. At once if nobody wanted it."""
+        entry = self._entries.get(identity)
+        if entry is not None:
+            await entry.answered.wait()
 
     def snapshot(self) -> list[dict[str, Any]]:
         """`certificates` of config_dump, by identity (ztunnel's keys). Never a key."""
@@ -165,6 +174,7 @@ class CertificateManager:
             self._failed(entry, f"{error} ({error.hint})" if error.hint else str(error))
         else:
             self._issued(entry, issued)
+        entry.answered.set()
 
     def _issued(self, entry: _Entry, issued: IssuedCertificate) -> None:
         entry.certificate, entry.error = issued, ""

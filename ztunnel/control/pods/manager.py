@@ -28,7 +28,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -139,8 +139,8 @@ def _answers() -> tuple[trio.MemorySendChannel[Answer], trio.MemoryReceiveChanne
 class PodManager:
     """`run` it in a nursery; `send` takes messages for the worker and must not block.
 
-    `on_gone` hears of every pod that is over. Where `leaves` says so, pods that are still wanted when `run` is
-    cancelled are not taken down: the worker and the rules go on without us, for the next control half.
+    `equip` comes last before a pod is up; `on_gone` hears of every one that is over. Where `leaves` says so, those that
+    are wanted when `run` is cancelled stay: the worker and the rules go on without us, for the next control half.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class PodManager:
         send: Callable[[Down], None],
         capture: Capture,
         *,
+        equip: Callable[[PodSpec], Awaitable[None]] | None = None,
         on_gone: Callable[[PodSpec], None] = lambda pod: None,
         leaves: Callable[[], bool] = lambda: False,
         retry: float = RETRY,
@@ -156,6 +157,7 @@ class PodManager:
     ) -> None:
         self._send = send
         self._capture = capture
+        self._equip = equip
         self._on_gone = on_gone
         self._leaves = leaves
         self._retry = retry
@@ -359,6 +361,8 @@ class PodManager:
         await self._open(entry, netns)
         try:
             await self._capture.prove(entry.spec, netns)
+            if self._equip is not None:
+                await self._equip(entry.spec)
             entry.up, entry.error = True, None
             entry.release()
             entry.settled.set()
@@ -471,7 +475,6 @@ class PodManager:
 
 
 _OWNERS = {Origin.FILE: "the mesh file", Origin.DEDICATED: "PROXY_WORKLOAD_INFO"}
-
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)
 
 Watched = tuple[trio.Event, PodSpec, tuple[int, int] | None]

@@ -119,6 +119,19 @@ async def test_many_requests_while_fetching_make_one_fetch_and_one_answer(
     assert len(bench.sent) == 1
 
 
+async def test_who_waits_for_the_answer_waits_for_the_first_be_it_good_or_bad(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    await bench.manager.wait_answered(WEB)  # nobody wants it
+    for fails in (False, True):
+        identity = STRANGER if fails else WEB
+        bench.source.broken = "no" if fails else ""
+        bench.manager.want(identity, Priority.WARMUP)
+        await bench.manager.wait_answered(identity)
+        assert isinstance(bench.messages[-1], CertificateFailed if fails else CertificateIssued)
+        await bench.manager.wait_answered(identity)
+
+
 async def test_a_request_before_the_manager_runs_is_served_when_it_does(autojump_clock: MockClock) -> None:
     bench = Bench()
     bench.manager.want(WEB, Priority.NOW)

@@ -127,6 +127,17 @@ async def test_rules_come_first_then_listeners_then_the_proof(world: World, netn
     assert world.pods.statuses() == []
 
 
+async def test_a_pod_is_up_when_it_is_equipped_and_not_before(world: World, netns: Netns) -> None:
+    arrived = trio.Event()
+    world.pods._equip = lambda pod: arrived.wait()
+    world.pods.replace(Origin.FILE, [spec(netns)])
+    await until(lambda: world.story == BRINGING_UP)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not any(status.up for status in world.pods.statuses())
+    arrived.set()
+    await world.until_up("a")
+
+
 async def test_rules_that_somebody_took_out_are_put_back_and_connections_stay(world: World, netns: Netns) -> None:
     world.pods._reprove = 0.01
     world.pods.replace(Origin.FILE, [spec(netns)])
