@@ -14,6 +14,7 @@ import trio
 from ztunnel.config.settings import Settings
 from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.capture import CaptureMode
+from ztunnel.core.model.identity import Identity
 from ztunnel.link.channel import Channel, ChannelClosed
 from ztunnel.link.messages import (
     Answer,
@@ -45,6 +46,7 @@ from ztunnel.worker.proxy.kit import Kit
 from ztunnel.worker.proxy.ledger import Ledger
 from ztunnel.worker.proxy.pod import NodeListeners, Pod
 from ztunnel.worker.proxy.recheck import Recheck
+from ztunnel.worker.proxy.rehearsal import Rehearsal
 from ztunnel.worker.proxy.siblings import LAST_WORD
 from ztunnel.worker.state.store import Store
 
@@ -113,6 +115,7 @@ class Worker:
         self._pods: dict[str, Pod] = {}
         self._synced = False
         self._draining = False
+        self._rehearsal: Rehearsal | None = None
         ledger = Ledger(loop, self._send)
         self._kit = Kit(
             loop=loop,
@@ -169,6 +172,7 @@ class Worker:
                 self._state_is_full()
             case CertificateIssued():
                 self._kit.certificates.issued(message)
+                self._rehearse(message.identity)
             case CertificateFailed():
                 self._kit.certificates.failed(message)
             case CertificateForgotten():
@@ -204,6 +208,13 @@ class Worker:
             return
         self._pods[message.uid] = pod
         self._send(PodReady(message.uid))
+
+    def _rehearse(self, identity: Identity) -> None:
+        """With the first certificate, once."""
+        credentials = self._kit.certificates.get(identity)
+        if self._rehearsal is None and credentials is not None:
+            self._rehearsal = Rehearsal(self._kit.loop, credentials, self._kit.tunnel_settings)
+            self._rehearsal.begin()
 
     def _remove_pod(self, message: PodRemoved) -> None:
         pod = self._pods.pop(message.uid, None)
@@ -273,6 +284,8 @@ class Worker:
         for pod in list(self._pods.values()):
             pod.close("the proxy stops")
         self._pods.clear()
+        if self._rehearsal is not None:
+            self._rehearsal.end()
         self._kit.joins.close()
         self._kit.keepalive.stop()
         self._kit.pipes.close()

@@ -1,0 +1,114 @@
+"""A rehearsal plays a whole connection within the process, and nobody depends on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from mesh_pki import WEB, MeshPki
+
+from ztunnel.worker.engine.agreement import Settings
+from ztunnel.worker.engine.ending import FINISHED
+from ztunnel.worker.engine.loop import Loop
+from ztunnel.worker.proxy.certificates import Credentials
+from ztunnel.worker.proxy.rehearsal import Rehearsal
+
+
+@pytest.fixture
+def credentials() -> Credentials:
+    return Credentials(MeshPki().leaf(WEB))
+
+
+def play(loop: Loop, rehearsal: Rehearsal) -> None:
+    rehearsal.begin()
+    while not rehearsal.over:
+        loop.turn(0.05)
+    loop.turn(0)
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_both_directions_are_played_to_their_end_and_nothing_is_left(loop: Loop, credentials: Credentials) -> None:
+    before = open_files()
+    rehearsal = Rehearsal(loop, credentials, Settings())
+    play(loop, rehearsal)
+    assert rehearsal.endings == [FINISHED, FINISHED]
+    assert open_files() == before
+
+
+def test_it_touches_no_network(loop: Loop, credentials: Credentials) -> None:
+    families = []
+
+    def pair() -> tuple[socket.socket, socket.socket]:
+        made = socket.socketpair()
+        families.append(made[0].family)
+        return made
+
+    play(loop, Rehearsal(loop, credentials, Settings(), pair))
+    assert families == [socket.AF_UNIX] * 3
+
+
+def test_without_sockets_it_is_over_at_once(loop: Loop, credentials: Credentials) -> None:
+    def none() -> tuple[socket.socket, socket.socket]:
+        raise OSError(24, "Too many open files")
+
+    rehearsal = Rehearsal(loop, credentials, Settings(), none)
+    rehearsal.begin()
+    assert rehearsal.over
+
+
+def test_a_handshake_that_fails_ends_it_and_leaves_nothing(loop: Loop) -> None:
+    before = open_files()
+    rehearsal = Rehearsal(loop, Credentials(MeshPki().expired(WEB)), Settings())
+    play(loop, rehearsal)
+    assert not rehearsal.endings or not any(ending.ok for ending in rehearsal.endings)
+    assert open_files() == before
+
+
+def test_a_worker_that_stops_in_the_middle_leaves_nothing(loop: Loop, credentials: Credentials) -> None:
+    before = open_files()
+    rehearsal = Rehearsal(loop, credentials, Settings())
+    rehearsal.begin()
+    loop.turn(0)
+    rehearsal.end()
+    rehearsal.end()
+    loop.turn(0)
+    assert open_files() == before
+
+
+def test_the_next_connection_imports_nothing() -> None:
+    """In an interpreter of its own, which has imported what a worker imports and no more."""
+    script = """
+        import sys
+        import ztunnel.worker.main
+        from mesh_pki import WEB, MeshPki
+        from ztunnel.worker.engine.agreement import Settings
+        from ztunnel.worker.engine.loop import Loop
+        from ztunnel.worker.proxy.certificates import Credentials
+        from ztunnel.worker.proxy.rehearsal import Rehearsal
+
+        loop, credentials = Loop(), Credentials(MeshPki().leaf(WEB))
+        for _ in range(2):
+            before = set(sys.modules)
+            rehearsal = Rehearsal(loop, credentials, Settings())
+            rehearsal.begin()
+            while not rehearsal.over:
+                loop.turn(1)
+        print(*sys.modules.keys() - before)
+        loop.shutdown()
+    """
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []
