@@ -242,10 +242,10 @@ class Worker:
 
     def _answer(self, message: Ask) -> None:
         kit = self._kit
+        kit.ledger.flush()  # an answer may name what was not told yet
         if message.question is Question.CONNECTIONS:
             body: object = tuple(each.describe() for each in kit.connections.snapshot())
         elif message.question is Question.COUNTERS:
-            kit.ledger.flush()
             body = kit.connections.counters(kit.ledger.take_opened())
         else:
             body = {

@@ -30,6 +30,7 @@ class Ledger:
         self._loop = loop
         self._send = send
         self._numbers: dict[Edge, int] = {}
+        self._untold: list[EdgeDefined] = []
         self._opened: dict[int, int] = defaultdict(int)
         self._flows: list[Flow] = []
         self._timer: Timer | None = None
@@ -42,17 +43,18 @@ class Ledger:
         return next(self._ids)
 
     def number(self, edge: Edge) -> int:
-        """The edge's number; told upwards when it is new."""
+        """The edge's number. A new one is told upwards before anything that uses it, with the next batch: to wake the
+        control half now would be in the way of the very connection that is being set up."""
         number = self._numbers.get(edge)
         if number is None:
             number = self._numbers[edge] = len(self._numbers)
-            self._send(EdgeDefined(number, edge))
+            self._untold.append(EdgeDefined(number, edge))
+            self._arm()
         return number
 
     def introduce(self) -> None:
         """A control half is there, which knows of nothing: tell it every number, and what was kept for it."""
-        for edge, number in self._numbers.items():
-            self._send(EdgeDefined(number, edge))
+        self._untold = [EdgeDefined(number, edge) for edge, number in self._numbers.items()]
         self.flush()
 
     def opened(self, edge: int) -> None:
@@ -105,6 +107,9 @@ class Ledger:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        untold, self._untold = self._untold, []
+        for defined in untold:
+            self._send(defined)
         if self._opened and self._send(Counters(opened=dict(self._opened))):
             self._opened.clear()
         if self._flows and self._send(Flows(tuple(self._flows))):
