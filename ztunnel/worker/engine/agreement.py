@@ -46,13 +46,13 @@ class Agreement:
     def __init__(self, settings: Settings, *, client: bool) -> None:
         self._settings = settings
         self._client = client
-        self._h2: Any = None
+        self._h2: Any = self._connection()
+        """None once both have agreed."""
         self._agreed = False
         self._answer = b""
 
     def begin(self) -> bytes:
         """Our preface and SETTINGS."""
-        self._h2 = self._connection()
         self._h2.initiate_connection()
         return bytes(self._h2.data_to_send())
 
@@ -71,6 +71,7 @@ class Agreement:
         if head == _NO_SETTINGS and is_answer:
             return
         if self._h2 is None:
+            self._h2 = self._connection()
             self.begin()
             if not self._client:
                 self.preface_received()
