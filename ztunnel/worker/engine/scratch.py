@@ -3,9 +3,14 @@
 `cipher` receives from tunnel sockets, `plain` holds what TLS decrypted, `clear` holds frames to be encrypted,
 `sealed` what TLS encrypted. Sizes are measured: batch size, not copying, limits bulk throughput, and reads of
 512 KiB with a small TCP_NOTSENT_LOWAT were the largest single gain over 256 KiB.
+
+They are anonymous mappings, not bytearrays, which are filled with zeros when they are made: of the 2.5 MB only what has
+been used counts as memory.
 """
 
 from __future__ import annotations
+
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from ztunnel.core.wire.frames import HEADER_SIZE
 
@@ -20,14 +25,18 @@ _TLS_OVERHEAD = 64
 CORK_LIMIT = READ_SIZE + 64 * 1024
 
 
+def _buffer(size: int) -> mmap:
+    return mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+
+
 class Scratch:
     """`frame_views(size)` gives views into `clear` with room for a frame header before each."""
 
     def __init__(self) -> None:
-        self.cipher = bytearray(READ_SIZE)
-        self.plain = bytearray(MAX_CARRY + READ_SIZE + 2 * _TLS_RECORD)
-        self.clear = bytearray(CORK_LIMIT + 2 * _TLS_RECORD)
-        self.sealed = bytearray(len(self.clear) + (len(self.clear) // _TLS_RECORD + 2) * _TLS_OVERHEAD)
+        self.cipher = _buffer(READ_SIZE)
+        self.plain = _buffer(MAX_CARRY + READ_SIZE + 2 * _TLS_RECORD)
+        self.clear = _buffer(CORK_LIMIT + 2 * _TLS_RECORD)
+        self.sealed = _buffer(len(self.clear) + (len(self.clear) // _TLS_RECORD + 2) * _TLS_OVERHEAD)
         self.cipher_view = memoryview(self.cipher)
         self.plain_view = memoryview(self.plain)
         self.clear_view = memoryview(self.clear)
