@@ -5,16 +5,10 @@ What changes something needs POST.
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.background import BackgroundTask
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
-
 from ztunnel.control.admin import dump
-from ztunnel.control.admin.guard import LocalOnly
-from ztunnel.control.admin.replies import build
+from ztunnel.control.admin.asgi import HTML, JSON, App, Request, Response, text
+from ztunnel.control.admin.guard import refuse_strangers
+from ztunnel.control.admin.replies import Route, build
 from ztunnel.control.admin.source import AdminSource
 from ztunnel.control.admin.tasks import render_tasks
 
@@ -34,57 +28,54 @@ levels: off, error, warn, info, debug, trace
 USAGE = {"/logging": LOGGING_USAGE, "/quitquitquit": "usage: POST /quitquitquit\n"}
 
 
-def admin_app(source: AdminSource) -> Starlette:
+def admin_app(source: AdminSource) -> App:
     async def config_dump(request: Request) -> Response:
-        return StreamingResponse(dump.pretty(await dump.sections(source)), media_type="application/json")
+        return Response(dump.pretty(await dump.sections(source)), headers={"content-type": JSON})
 
     async def log_filter(request: Request) -> Response:
         return _log_filter(source, request)
 
     async def quit_agent(request: Request) -> Response:
-        return PlainTextResponse("shutdown now\n", background=BackgroundTask(_quit, source))
+        return text("shutdown now\n", then=source.quit)
 
-    routes = [
-        Route("/", _index),
-        Route("/config_dump", config_dump),
-        Route("/logging", log_filter, methods=["GET", "POST"]),
-        Route("/quitquitquit", quit_agent, methods=["POST"]),
-        Route("/debug/tasks", _tasks),
-    ]
-    return build(routes, USAGE, [Middleware(LocalOnly)])
-
-
-async def _quit(source: AdminSource) -> None:
-    source.quit()
+    routes = {
+        "/": Route(_index),
+        "/config_dump": Route(config_dump),
+        "/logging": Route(log_filter, ("GET", "POST")),
+        "/quitquitquit": Route(quit_agent, ("POST",)),
+        "/debug/tasks": Route(_tasks),
+    }
+    return build(routes, USAGE, refuse_strangers)
 
 
 async def _tasks(request: Request) -> Response:
-    return PlainTextResponse(render_tasks())
+    return text(render_tasks())
 
 
 async def _index(request: Request) -> Response:
-    if "text/html" not in request.headers.get("accept", ""):
+    if not any("text/html" in accepted for accepted in request.headers("accept")):
         width = max(len(path) for _, path, _ in ENDPOINTS)
-        return PlainTextResponse("".join(f"{verb:<4}  {path:<{width}}  {text}\n" for verb, path, text in ENDPOINTS))
+        return text("".join(f"{verb:<4}  {path:<{width}}  {what}\n" for verb, path, what in ENDPOINTS))
     rows = "".join(
-        f"<tr><td>{verb}</td><td>{f'<a href={path[1:]}>{path}</a>' if verb == 'GET' else path}</td><td>{text}</td></tr>"
-        for verb, path, text in ENDPOINTS
+        f"<tr><td>{verb}</td><td>{f'<a href={path[1:]}>{path}</a>' if verb == 'GET' else path}</td><td>{what}</td></tr>"
+        for verb, path, what in ENDPOINTS
     )
-    return HTMLResponse(f"<!doctype html><title>ztunnel</title><h1>ztunnel</h1><table>{rows}</table>\n")
+    page = f"<!doctype html><title>ztunnel</title><h1>ztunnel</h1><table>{rows}</table>\n"
+    return Response(page.encode(), headers={"content-type": HTML})
 
 
 def _log_filter(source: AdminSource, request: Request) -> Response:
-    spec = request.query_params.get("level", "")
-    reset = "reset" in request.query_params
-    unknown = set(request.query_params) - {"level", "reset"}
+    spec = request.query.get("level", "")
+    reset = "reset" in request.query
+    unknown = set(request.query) - {"level", "reset"}
     if unknown:
-        return PlainTextResponse(f"unknown parameter: {', '.join(sorted(unknown))}\n{LOGGING_USAGE}", 400)
+        return text(f"unknown parameter: {', '.join(sorted(unknown))}\n{LOGGING_USAGE}", 400)
     if not spec and not reset:
-        return PlainTextResponse(f"current log level is {source.log_filter()}\n")
+        return text(f"current log level is {source.log_filter()}\n")
     if request.method != "POST":
-        return PlainTextResponse(f"{request.method} changes nothing\n{LOGGING_USAGE}", 405, {"allow": "POST"})
+        return text(f"{request.method} changes nothing\n{LOGGING_USAGE}", 405, {"allow": "POST"})
     try:
         now = source.change_log_filter(spec, reset)
     except ValueError as error:
-        return PlainTextResponse(f"{error}\n{LOGGING_USAGE}", 400)
-    return PlainTextResponse(f"current log level is {now}\n")
+        return text(f"{error}\n{LOGGING_USAGE}", 400)
+    return text(f"current log level is {now}\n")

@@ -10,31 +10,21 @@ from __future__ import annotations
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from ztunnel.control.admin.asgi import Request, Response, text
 
 REFUSED = "refused: the admin port answers requests addressed to an IP address or localhost, and no web pages\n"
 
 
-class LocalOnly:
-    """ASGI middleware; what is refused gets 403."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_local(Headers(scope=scope)):
-            await PlainTextResponse(REFUSED, 403)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+def refuse_strangers(request: Request) -> Response | None:
+    """403 for what is refused."""
+    return None if _is_local(request) else text(REFUSED, 403)
 
 
-def _is_local(headers: Headers) -> bool:
-    hosts = headers.getlist("host")
+def _is_local(request: Request) -> bool:
+    hosts = request.headers("host")
     if len(hosts) > 1 or any(not is_local_host(host) for host in hosts):
         return False
-    return all(is_local_host(_host_of(origin)) for origin in headers.getlist("origin"))
+    return all(is_local_host(_host_of(origin)) for origin in request.headers("origin"))
 
 
 def is_local_host(host: str) -> bool:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-
-from ztunnel.control.admin.replies import build
+from ztunnel.control.admin.asgi import App, Request, Response, text
+from ztunnel.control.admin.replies import Route, build
 from ztunnel.control.admin.source import AdminSource
 
 
-def readiness_app(source: AdminSource) -> Starlette:
+def readiness_app(source: AdminSource) -> App:
     async def ready(request: Request) -> Response:
         pending = sorted(source.pending())
         if pending:
-            return PlainTextResponse(f"not ready, pending: {', '.join(pending)}\n", 500)
-        return PlainTextResponse("ready\n")
+            return text(f"not ready, pending: {', '.join(pending)}\n", 500)
+        return text("ready\n")
 
-    return build([Route("/healthz/ready", ready)], {})
+    return build({"/healthz/ready": Route(ready)}, {})

@@ -1,35 +1,49 @@
-"""What the three servers have in common: how wrong requests are answered."""
+"""What the three servers have in common: which path is answered by whom, and how wrong requests are answered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from ztunnel.control.admin.asgi import App, Receive, Request, Response, Scope, Send, text
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build(routes: Sequence[Route], usage: Mapping[str, str], middleware: Sequence[Middleware] = ()) -> Starlette:
-    """An application in which another path is an empty 404 and another method a 405 with the usage of the path."""
+class Route(NamedTuple):
+    """Whoever answers GET is asked for HEAD too; the server leaves the body out."""
 
-    async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        headers = error.headers
-        if error.status_code != 405:
-            return Response(status_code=error.status_code, headers=headers)
-        text = usage.get(request.url.path, f"usage: GET {request.url.path}\n")
-        return PlainTextResponse(f"{request.method} is not allowed here\n{text}", 405, headers)
+    handler: Handler
+    methods: tuple[str, ...] = ("GET",)
 
-    async def fail(request: Request, error: Exception) -> Response:
-        return PlainTextResponse(f"{type(error).__name__}: {error}\n", 500)
 
-    app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers={HTTPException: refuse, Exception: fail},
-    )
-    app.router.redirect_slashes = False
+def build(
+    routes: Mapping[str, Route], usage: Mapping[str, str], guard: Callable[[Request], Response | None] | None = None
+) -> App:
+    """An application in which another path is an empty 404 and another method a 405 with the usage of the path.
+
+    `guard` sees every request first and answers those that it refuses.
+    """
+
+    async def answer(request: Request) -> Response:
+        refusal = guard(request) if guard is not None else None
+        if refusal is not None:
+            return refusal
+        route = routes.get(request.path)
+        if route is None:
+            return Response(status=404)
+        allowed = (*route.methods, "HEAD") if "GET" in route.methods else route.methods
+        if request.method in allowed:
+            return await route.handler(request)
+        how = usage.get(request.path, f"usage: GET {request.path}\n")
+        return text(f"{request.method} is not allowed here\n{how}", 405, {"allow": ", ".join(allowed)})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await answer(Request(scope))
+        except Exception as error:
+            await text(f"{type(error).__name__}: {error}\n", 500)(scope, receive, send)
+            raise  # for the server's log
+        await response(scope, receive, send)
+
     return app

@@ -1,9 +1,7 @@
 """Hosts a small ASGI application on listening sockets, with bounds on everything a client can do.
 
-hypercorn speaks HTTP; this adds what its own `serve` lacks: at most so many connections, a limit on the time a
-response may take to be read and on the life of a connection, and no error of one connection that reaches another.
-hypercorn's keep-alive time runs from the accept (or the last response) until a request's header is complete, so it is
-the header time limit too.
+At most so many connections at once, a limit on the time until a request's header is complete, on the time a response
+may take to be read and on the life of a connection, and no error of one connection that reaches another.
 
 This module must not know what the application answers.
 """
@@ -14,19 +12,17 @@ import logging
 import socket
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
 
 import msgspec
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
-from hypercorn.utils import wrap_app
-from starlette.types import ASGIApp
+
+from ztunnel.control.admin import http1
+from ztunnel.control.admin.asgi import App, Client
 
 _log = logging.getLogger("ztunnel.control.admin.http")
 
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""How a client begins that speaks it without asking (RFC 9113, section 3.4)."""
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -46,15 +42,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _TimedStream:
-    """A connection as hypercorn uses it, whose writes end when the client does not read.
-
-    hypercorn shields its writes from cancellation, so the limit has to be in here.
-    """
+    """A connection whose writes end when the client does not read."""
 
     def __init__(self, stream: trio.SocketStream, write_timeout: float) -> None:
         self._stream = stream
         self._write_timeout = write_timeout
-        self.socket = stream.socket
 
     async def send_all(self, data: bytes) -> None:
         with trio.move_on_after(self._write_timeout):
@@ -65,19 +57,11 @@ class _TimedStream:
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
         return await self._stream.receive_some(max_bytes)
 
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
 
 class _Server:
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: App, limits: Limits) -> None:
+        self._app = app
         self._limits = limits
-        self._config = _hypercorn_config(limits)
-        self._app = wrap_app(cast(ASGIFramework, app), self._config.wsgi_max_body_size, "asgi")
-        self._context = WorkerContext(None)
         self._open = 0
 
     async def handle(self, stream: trio.SocketStream) -> None:
@@ -95,12 +79,35 @@ class _Server:
             await trio.aclose_forcefully(stream)
 
     async def _converse(self, stream: trio.SocketStream) -> None:
-        timed = _TimedStream(stream, self._limits.write_timeout)
-        server = TCPServer(self._app, self._config, self._context, ConnectionState({}), cast(Any, timed))
+        client = _TimedStream(stream, self._limits.write_timeout)
+        deadline = trio.current_time() + self._limits.header_timeout
         try:
-            await server.run()
-        except Exception as error:  # hypercorn lets some malformed requests escape as errors.
+            with trio.move_on_at(deadline) as beginning:
+                received = await _beginning(client)
+            if beginning.cancelled_caught:
+                return
+            converse = http1.converse
+            if received == _HTTP2:
+                from ztunnel.control.admin.http2 import converse  # here and not above: seldom used, and 1.3 MB
+            await converse(
+                *(self._app, client, received),
+                deadline=deadline,
+                header_timeout=self._limits.header_timeout,
+                header_bytes=self._limits.header_bytes,
+            )
+        except Exception as error:  # the application's, or the connection broke
             _log.debug("connection ended by an error", exc_info=error)
+
+
+async def _beginning(client: Client) -> bytes:
+    """As many bytes as tell which HTTP it is; none when the client has gone."""
+    received = b""
+    while received != _HTTP2 and _HTTP2.startswith(received):
+        piece = await client.receive_some(len(_HTTP2) - len(received))
+        if not piece:
+            break
+        received += piece
+    return received
 
 
 async def _refuse(stream: trio.SocketStream) -> None:
@@ -110,20 +117,8 @@ async def _refuse(stream: trio.SocketStream) -> None:
         _log.debug("the refused client was gone already")
 
 
-def _hypercorn_config(limits: Limits) -> Any:
-    config = Config()
-    config.errorlog = _log
-    config.accesslog = None
-    config.include_server_header = False
-    config.keep_alive_timeout = limits.header_timeout
-    config.h11_max_incomplete_size = limits.header_bytes
-    config.h2_max_header_list_size = limits.header_bytes
-    config.h2_max_concurrent_streams = 8
-    return config
-
-
 async def serve(
-    app: ASGIApp,
+    app: App,
     sockets: Sequence[socket.socket],
     limits: Limits | None = None,
     *,

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from starlette.responses import PlainTextResponse
 
+from ztunnel.control.admin.asgi import text
 from ztunnel.control.admin.web import Limits
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -17,11 +17,11 @@ LIMITS = Limits()
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
-    await PlainTextResponse("hello")(scope, receive, send)
+    await text("hello")(scope, receive, send)
 
 
 async def huge(scope: Any, receive: Any, send: Any) -> None:
-    await PlainTextResponse(b"x" * (64 << 20))(scope, receive, send)
+    await text("x" * (64 << 20))(scope, receive, send)
 
 
 @pytest.fixture
