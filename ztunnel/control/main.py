@@ -58,8 +58,9 @@ from ztunnel.link.messages import (
 )
 from ztunnel.linux.redirect.tools import has
 from ztunnel.linux.rights import rights
+from ztunnel.observe.exposition import Number
 from ztunnel.observe.logs import Logs
-from ztunnel.observe.metrics import Metrics, Number
+from ztunnel.observe.metrics import Metrics
 from ztunnel.runtime.drain import Drain
 from ztunnel.runtime.ready import Ready
 from ztunnel.runtime.supervise import Supervisor, open_supervisor

@@ -7,29 +7,21 @@ Bytes of open connections move while they are open. A worker tells two things: t
 now and then what its open ones carried so far. Each (worker, edge) has a high-water mark of what was already counted;
 whatever lies above it is new. Nothing is counted twice and no counter ever falls, in whichever order both arrive.
 
-Traffic samples are written as text here, not through prometheus_client: it needs 40 us per sample with these 27 labels
-(1000 edges are 5000 samples, 0.2 s of a CPU at each scrape), and it sorts the labels. All else goes through it.
+The text of a series' labels is made once, not at each scrape: 1000 edges are 5000 samples of 27 labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, ProcessCollector, exposition
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import exposition as openmetrics
-
 from ztunnel.core.model.connection import Direction
 from ztunnel.core.model.flow import Edge, Flow, Party
-
-OPENMETRICS_TYPE = "application/openmetrics-text;charset=utf-8;version=1.0.0"
-TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from ztunnel.observe import process
+from ztunnel.observe.exposition import END, Family, Number, counter, escape, gauge, header, label_text, written
 
 _REPORTERS = {Direction.OUTBOUND: "source", Direction.INBOUND: "destination"}
 _REPORTER_OF_VALUE = {direction.value: reporter for direction, reporter in _REPORTERS.items()}
 
-Number = int | float
 Gauges = Callable[[], Mapping[str, Number]]
 
 
@@ -47,7 +39,7 @@ class _Series:
         self.sent = 0
 
     def labelled(self, flag: str) -> str:
-        return f"{self.labels[0]}{_escape(flag)}{self.labels[1]}"
+        return f"{self.labels[0]}{escape(flag)}{self.labels[1]}"
 
 
 _FAMILIES: tuple[tuple[str, str, Callable[[_Series], Iterable[tuple[str, int]]]], ...] = (
@@ -104,9 +96,6 @@ class Metrics:
         self._gauges: list[Gauges] = []
         self._counters: list[Gauges] = []
         self._build = {"component": component, "tag": version}
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
     def define_edge(self, worker: int, number: int, edge: Edge) -> None:
         """The worker will speak of `edge` by this number."""
@@ -162,35 +151,37 @@ class Metrics:
 
     def exposition(self, *, as_openmetrics: bool) -> bytes:
         """Every sample, as OpenMetrics 1.0 or as the older Prometheus text 0.0.4."""
-        traffic = "".join(self._traffic(as_openmetrics)).encode()
-        rest: bytes
+        pieces = [*self._traffic(as_openmetrics)]
+        for family in (*self._others(), *process.families()):
+            pieces.extend(written(family, as_openmetrics=as_openmetrics))
         if as_openmetrics:
-            rest = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-        else:
-            rest = exposition.generate_latest(self._registry)
-        return traffic + rest
+            pieces.append(END)
+        return "".join(pieces).encode()
 
-    def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks a collector: everything but traffic."""
-        build = GaugeMetricFamily("istio_build", "Istio component build info", labels=list(self._build))
-        build.add_metric(list(self._build.values()), 1)
-        yield build
-        sockets = GaugeMetricFamily("istio_tcp_sockets_open", "Accepted sockets open now.", labels=["reporter"])
-        for value, reporter in _REPORTER_OF_VALUE.items():
-            sockets.add_metric([reporter], sum(told.get(value, 0) for told in self._sockets.values()))
-        yield sockets
-        refused = CounterMetricFamily(
+    def _others(self) -> Iterator[Family]:
+        """Everything but traffic."""
+        yield Family("istio_build", "Istio component build info", [(self._build, 1)])
+        yield Family(
+            "istio_tcp_sockets_open",
+            "Accepted sockets open now.",
+            [
+                ({"reporter": reporter}, sum(told.get(value, 0) for told in self._sockets.values()))
+                for value, reporter in _REPORTER_OF_VALUE.items()
+            ],
+        )
+        yield Family(
             "ztunnel_py_connections_refused",
             "Connections refused before their parties were known.",
-            labels=["reporter", "response_flags"],
+            [
+                ({"reporter": reporter, "response_flags": flag}, times)
+                for (reporter, flag), times in sorted(self._refused.items())
+            ],
+            is_counter=True,
         )
-        for (reporter, flag), times in sorted(self._refused.items()):
-            refused.add_metric([reporter, flag], times)
-        yield refused
         for name, number in _merged(self._gauges).items():
-            yield GaugeMetricFamily(f"ztunnel_py_{name}", name.replace("_", " "), value=number)
+            yield gauge(f"ztunnel_py_{name}", name.replace("_", " "), number)
         for name, number in _merged(self._counters).items():
-            yield CounterMetricFamily(f"ztunnel_py_{name}", name.replace("_", " "), value=number)
+            yield counter(f"ztunnel_py_{name}", name.replace("_", " "), number)
 
     def _traffic(self, as_openmetrics: bool) -> Iterator[str]:
         for name, text, read in _FAMILIES:
@@ -200,8 +191,7 @@ class Metrics:
                 for flag, value in read(series)
             ]
             if samples:
-                family = name if as_openmetrics else f"{name}_total"
-                yield f"# HELP {family} {text}\n# TYPE {family} counter\n"
+                yield header(name, text, is_counter=True, as_openmetrics=as_openmetrics)
                 yield from samples
 
 
@@ -246,9 +236,4 @@ def _party_labels(side: str, party: Party, principal: str) -> dict[str, str]:
 
 
 def _text(labels: Mapping[str, str]) -> str:
-    return ",".join(f'{name}="{_escape(value or "unknown")}"' for name, value in labels.items())
-
-
-def _escape(value: str) -> str:
-    """OpenMetrics 1.0, section "ABNF": escaped-string."""
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return label_text({name: value or "unknown" for name, value in labels.items()})

@@ -10,7 +10,7 @@ import trio
 from ztunnel.control.admin.asgi import App, Request, Response
 from ztunnel.control.admin.replies import Route, build
 from ztunnel.control.admin.source import AdminSource
-from ztunnel.observe.metrics import OPENMETRICS_TYPE, TEXT_TYPE
+from ztunnel.observe.exposition import OPENMETRICS_TYPE, TEXT_TYPE
 
 GZIP_LEVEL = 1
 """Label text repeats so much that the fastest level already takes 95 % away."""
