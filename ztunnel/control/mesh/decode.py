@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,6 +108,8 @@ class Table(NamedTuple):
         return self.make(**values) if len(cursor.document.problems) == before else None
 
     def _unknown(self, name: str) -> str:
+        from difflib import get_close_matches  # here and not above: a mesh without mistakes does not need it
+
         close = get_close_matches(name, self.keys, n=1)
         known = f"did you mean {close[0]}?" if close else f"known are {', '.join(self.keys)}"
         return f"unknown key; {known}"
