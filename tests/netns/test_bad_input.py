@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import pytest
@@ -37,6 +37,7 @@ from ztunnel.core.model.flow import Flow
 from ztunnel.core.wire import frames
 from ztunnel.link.messages import CertificateIssued
 from ztunnel.worker.engine.h2 import Settings as TunnelSettings
+from ztunnel.worker.proxy import kit
 
 HASTY = msgspec.structs.replace(SETTINGS, tls_handshake_timeout=0.3, http2_preface_timeout=0.3)
 THRIFTY = msgspec.structs.replace(SETTINGS, pool_unused_release_timeout=0.2)
@@ -99,8 +100,11 @@ def _garbage(sock: socket.socket) -> None:
     read_all(sock)
 
 
+HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40)
+
+
 def _half_hello(sock: socket.socket) -> None:
-    sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40))
+    sock.sendall(HALF_HELLO)
     read_all(sock)
 
 
@@ -160,6 +164,32 @@ async def test_15008_before_tls(topology: Topology, case: str) -> None:
     assert why in flow.error
     assert flow.edge == -1
     assert str(flow.destination) == f"{SERVER_IP}:15008"
+
+
+async def test_a_flood_of_handshakes_that_go_no_further_is_bounded(
+    topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of too many the oldest go at once, whatever time they have; good peers are served meanwhile."""
+    monkeypatch.setattr(kit, "MOST_STRANGERS", 50)
+    async with undisturbed(topology, far=SETTINGS) as p:
+
+        def flood() -> list[socket.socket]:
+            socks = [p.stranger.connect(SERVER_IP, 15008, mark=MARK) for _ in range(400)]
+            for sock in socks:
+                with suppress(OSError):
+                    sock.sendall(HALF_HELLO)
+            return socks
+
+        socks = await run(flood)
+        flow = await refused(p, 350)
+        good = await p.connect()
+        await echoes(good)
+        good.close()
+        await p.near.flow()
+        for sock in socks:
+            sock.close()
+        await refused(p, 400)
+    assert "or before 50 others began" in flow.error
 
 
 # ---- certificates ----

@@ -22,6 +22,7 @@ import logging
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -259,11 +260,15 @@ class Loop:
 class Deadlines:
     """Many time limits of the same length: O(1) to set and to lift, one timer for all of them.
 
-    `expire(key)` is called for a key that was not discarded within `seconds`; adding a key again starts anew.
+    `expire(key)` is called for a key that was not discarded within `seconds`; adding a key again starts anew. Where
+    there may be no more than `most`, one more expires the oldest before its time.
     """
 
-    def __init__(self, loop: Loop, seconds: float, expire: Callable[[Hashable], None]) -> None:
+    def __init__(
+        self, loop: Loop, seconds: float, expire: Callable[[Hashable], None], *, most: int = sys.maxsize
+    ) -> None:
         self._loop = loop
+        self._most = most
         self._seconds = seconds
         self._expire = expire
         self._due: dict[Hashable, float] = {}
@@ -277,6 +282,10 @@ class Deadlines:
         self._due[key] = time.monotonic() + self._seconds
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._sweep)
+        if len(self._due) > self._most:
+            oldest = next(iter(self._due))
+            del self._due[oldest]
+            self._expire(oldest)
 
     def discard(self, key: Hashable) -> None:
         self._due.pop(key, None)

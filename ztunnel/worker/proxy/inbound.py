@@ -89,7 +89,7 @@ class Inbound:
         peer = Peer(self, source, local)
         self.tunnels.add(peer)
         peer.tunnel = Tunnel(kit.loop, sock, session, peer, kit.tunnel_settings, client=False)
-        kit.handshakes.add(peer.tunnel)
+        kit.strangers.add(peer.tunnel)
 
     def refused(self, source: Address, refusal: Refusal, authority: str = "") -> None:
         """An early deny: nobody is known yet."""
@@ -166,7 +166,7 @@ class Peer:
 
     def secured(self, tunnel: Tunnel) -> None:
         kit = self.role.kit
-        kit.handshakes.discard(tunnel)
+        kit.strangers.discard(tunnel)
         kit.prefaces.add(tunnel)
         self.identity = _first_identity(tunnel.session.peer_names, self.role.pod.identity().trust_domain)
 
@@ -180,7 +180,7 @@ class Peer:
 
     def closed(self, tunnel: Tunnel, ending: Ending) -> None:
         kit = self.role.kit
-        kit.handshakes.discard(tunnel)
+        kit.strangers.discard(tunnel)
         kit.prefaces.discard(tunnel)
         kit.keepalive.discard(tunnel)
         self.role.tunnels.discard(self)

@@ -22,6 +22,10 @@ from ztunnel.worker.proxy.joins import Joins
 from ztunnel.worker.proxy.ledger import Ledger
 from ztunnel.worker.state.store import Store
 
+MOST_STRANGERS = 1024
+"""Handshakes that peers may have begun and not finished. Each takes 66 KiB once the peer has said hello, and a good one
+is through in milliseconds, so these bound what a flood costs (68 MB), not what a busy node is asked for."""
+
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
 """Starts a supervised trio task."""
 
@@ -71,6 +75,15 @@ class Kit:
             settings.tls_handshake_timeout,
             _abort(f"no TLS handshake within {settings.tls_handshake_timeout:g} s"),
         )
+        self.strangers = Deadlines(
+            loop,
+            settings.tls_handshake_timeout,
+            _abort(
+                f"no TLS handshake within {settings.tls_handshake_timeout:g} s, or before {MOST_STRANGERS} others began"
+            ),
+            most=MOST_STRANGERS,
+        )
+        """Peers that have connected to us and not shown a certificate yet."""
         self.prefaces = Deadlines(
             loop,
             settings.http2_preface_timeout,

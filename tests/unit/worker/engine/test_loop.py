@@ -224,6 +224,15 @@ def expired(loop: Loop, seconds: float) -> tuple[Deadlines, list[Hashable]]:
     return Deadlines(loop, seconds, seen.append), seen
 
 
+def test_of_too_many_deadlines_the_oldest_expires_before_its_time(loop: Loop) -> None:
+    seen: list[object] = []
+    deadlines = Deadlines(loop, 10, seen.append, most=2)
+    for key in ("a", "b", "a", "c"):
+        deadlines.add(key)
+    assert seen == ["b"]
+    assert len(deadlines) == 2
+
+
 def test_a_deadline_that_is_not_lifted_expires(loop: Loop, clock: list[float]) -> None:
     deadlines, seen = expired(loop, 10)
     deadlines.add("a")
