@@ -6,11 +6,9 @@ are open, and it copies every DATA frame several times. They are coded here: DAT
 bytes into the application's socket, HEADERS through `frames.decode_plain` or, when a block needs state, through
 the one HPACK decoder. What is seen on the wire is the same as from h2 (tests play conversations through both).
 
-Credit. A stream's window is given back when its application has taken the bytes, so a slow reader stops its own
-sender. The connection's window is given back as bytes arrive, so a slow reader never stops its neighbours: what a
-stream may hold is bounded by its own window.
-
-Failures of the peer raise `Violation`, here or in the parser, and end in one place: GOAWAY with the RFC's code.
+DATA and the windows are the base's (`windows`), syntax is the parser's, bytes the transport's; what is left here is
+what streams and the connection go through. Failures of the peer raise `Violation`, in any of these, and end in one
+place: GOAWAY with the RFC's code.
 """
 
 from __future__ import annotations
@@ -22,16 +20,15 @@ import hpack
 
 from ztunnel.core.wire import frames
 from ztunnel.worker.engine.agreement import Agreement, Code, Settings
-from ztunnel.worker.engine.budget import PER_BYTE, PER_CONNECTION, Budget
+from ztunnel.worker.engine.budget import PER_CONNECTION
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.loop import IN, Loop
-from ztunnel.worker.engine.parser import MAX_HEADER_LIST, FrameParser, Headers, Violation
+from ztunnel.worker.engine.parser import MAX_HEADER_LIST, Headers, Violation
 from ztunnel.worker.engine.scratch import READ_SIZE
 from ztunnel.worker.engine.stream import Stream, StreamOwner
 from ztunnel.worker.engine.tls import Session
+from ztunnel.worker.engine.windows import Windows
 
-SMALL_INCREMENT = 1024
-"""WINDOW_UPDATEs below this cost budget, unless they give back what was sent."""
 GOAWAY_GRACE = 1.0
 """Seconds between the first GOAWAY of a drain and the one that names the last stream (RFC 9113 section 6.8)."""
 
@@ -55,78 +52,37 @@ class TunnelOwner(Protocol):
         """Nothing is left of it."""
 
 
-class Tunnel(FrameParser):
+class Tunnel(Windows):
     """Client or server end of a tunnel. `streams` holds the open ones by id."""
 
     __slots__ = (
         "_agreement",
-        "_budget",
-        "_carried",
-        "_connection_window",
-        "_credit_below",
-        "_data",
-        "_data_end",
-        "_high_window",
-        "_last_peer_id",
-        "_next_id",
-        "_peer_window",
-        "_receive_window",
         "_refuse_above",
-        "_stream_window",
         "_table_notice",
-        "client",
-        "credit_step",
         "draining",
         "owner",
-        "paused",
-        "peer_frame",
         "peer_max_streams",
         "ping_sent_at",
-        "read_most",
         "received_frames",
         "settings",
-        "streams",
-        "window",
     )
 
     def __init__(
         self, loop: Loop, sock: socket.socket, session: Session, owner: TunnelOwner, settings: Settings, *, client: bool
     ) -> None:
-        super().__init__(loop, sock, session, client=client, max_frame=settings.frame_size)
-        self.client = client
+        super().__init__(loop, sock, session, settings, client=client)
         self.owner = owner
         self.settings = settings
-        self.streams: dict[int, Stream] = {}
-        self.paused: dict[int, Stream] = {}
-        self.window = frames.DEFAULT_WINDOW
-        self.peer_frame = frames.DEFAULT_MAX_FRAME
-        self.read_most = min(READ_SIZE, self.peer_frame)
-        """Most bytes of an application that one DATA frame takes."""
         self.peer_max_streams = 1
         """Until the peer's SETTINGS say otherwise. RFC 9113 knows no limit before, but a peer refuses what exceeds its
         own: one request is what all but a peer without any take, and what a first connection needs."""
-        self.credit_step = settings.stream_window // 4
         self.draining = False
         self.received_frames = 0
         """Grows with everything received; keepalive looks at it."""
         self.ping_sent_at: float | None = None
-        self._high_window = frames.DEFAULT_WINDOW
-        self._peer_window = frames.DEFAULT_WINDOW
-        self._next_id = 1
-        self._last_peer_id = 0
         self._refuse_above = frames.MAX_WINDOW
-        # Until the peer has seen our SETTINGS it may rely on the defaults of RFC 9113.
-        self._connection_window = max(settings.connection_window, frames.DEFAULT_WINDOW)
-        self._stream_window = max(settings.stream_window, frames.DEFAULT_WINDOW)
-        self._receive_window = self._connection_window
-        self._credit_below = self._connection_window - (self._connection_window >> 2)
-        self._data: Stream | None = None
-        self._data_end = False
-        self._carried = 0
-        """Bytes of DATA for applications since the budget was last looked at."""
         self._table_notice: bytes | None = None
         """What the next header block must say about the dynamic table; empty when it has been said."""
-        self._budget = Budget(loop.now)
         self._agreement = Agreement(settings, client=client)
         self._open(client=client)
 
@@ -212,16 +168,6 @@ class Tunnel(FrameParser):
         if self.draining and not self.streams:
             self._close_if_drained()
 
-    def _resume(self) -> None:
-        if self.window <= 0 or self.blocked:
-            return
-        paused, self.paused = self.paused, {}
-        for stream in paused.values():
-            if stream.window > 0:
-                stream.resume()
-            else:
-                self.paused[stream.id] = stream
-
     def send_ping(self, now: float) -> None:
         self.ping_sent_at = now
         self.write(frames.ping(b"ztunnel\0"))
@@ -294,111 +240,6 @@ class Tunnel(FrameParser):
 
     def _preface_received(self) -> None:
         self._agreement.preface_received()
-
-    # ---- DATA ----
-
-    def _begin_data(self, stream_id: int, length: int, payload: int, flags: int) -> None:
-        if length > self.max_frame:
-            raise Violation(frames.FRAME_SIZE_ERROR, f"DATA of {length} bytes")
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.remote_ended:
-            stream = self._misplaced_data(stream_id, stream)
-        self._receive_window -= length
-        if self._receive_window <= self._credit_below:
-            self._give_credit()
-        if not payload:
-            self._empty_data(stream, bool(flags & frames.END_STREAM))
-        else:
-            if stream is not None and stream.answered:
-                self._carried += payload
-            self._data = stream
-            self._data_end = bool(flags & frames.END_STREAM)
-        if length != payload and stream is not None and not stream.closed:
-            stream.padded(length - payload)
-
-    def _misplaced_data(self, stream_id: int, stream: Stream | None) -> Stream | None:
-        """DATA for a stream that is not open, or not any more in this direction: whose it is, if it counts at all."""
-        if stream is None:
-            stream_id &= frames.MAX_WINDOW  # the reserved bit means nothing
-            stream = self.streams.get(stream_id)
-            if stream is None and self._is_idle(stream_id):
-                raise Violation(frames.PROTOCOL_ERROR, f"DATA for idle stream {stream_id}")
-        if stream is not None and stream.remote_ended:
-            self.write(frames.rst_stream(stream.id, frames.STREAM_CLOSED))
-            stream.lost(Ending("the peer sent DATA after the end of its stream", "H2_HANDSHAKE_FAILURE"))
-            return None
-        return stream
-
-    def _give_credit(self) -> None:
-        """A quarter of the connection's window has arrived: give it back."""
-        if self._receive_window < 0:
-            raise Violation(frames.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
-        self.write(frames.window_update(0, self._connection_window - self._receive_window))
-        self._receive_window = self._connection_window
-
-    def _empty_data(self, stream: Stream | None, end: bool) -> None:
-        if end and stream is not None:
-            stream.end_received()
-        else:
-            self._unproductive("empty frames")
-
-    def _deliver(self, view: memoryview) -> None:
-        stream = self._data
-        if stream is None:
-            return
-        if not stream.closed and not stream.deliver(view):
-            self.write(frames.rst_stream(stream.id, frames.FLOW_CONTROL_ERROR))
-            stream.lost(Ending("the peer sent more than the stream's window", "H2_HANDSHAKE_FAILURE"))
-        if not self._data_left:
-            self._data = None
-            if self._data_end and not stream.closed:
-                stream.end_received()
-
-    # ---- everything that is not DATA ----
-
-    def _unproductive(self, what: str, cost: float = 1.0) -> None:
-        if self._carried:
-            self._budget.earn(self._carried * PER_BYTE)
-            self._carried = 0
-        if not self._budget.spend(self.loop.now, cost):
-            raise Violation(frames.ENHANCE_YOUR_CALM, f"too many {what}")
-
-    def _is_idle(self, stream_id: int) -> bool:
-        """A stream that nobody has opened; 0 and even numbers never are."""
-        opened = self._next_id - 1 if self.client else self._last_peer_id
-        return stream_id > opened or not stream_id & 1
-
-    def _window_update(self, stream_id: int, increment: int) -> None:
-        if not stream_id:
-            self.window += increment
-            if not increment or self.window > frames.MAX_WINDOW:
-                raise Violation(
-                    frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR, "the connection's window"
-                )
-            if self.paused:
-                self._resume()
-            if increment < SMALL_INCREMENT and self.window > self._high_window:
-                self._high_window = self.window
-                self._unproductive("small WINDOW_UPDATE frames")
-            return
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            if self._is_idle(stream_id):
-                raise Violation(frames.PROTOCOL_ERROR, f"WINDOW_UPDATE for idle stream {stream_id}")
-            if increment < SMALL_INCREMENT:
-                self._unproductive("small WINDOW_UPDATE frames")
-            return
-        stream.window += increment
-        if not increment or stream.window > frames.MAX_WINDOW:
-            code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
-            self.write(frames.rst_stream(stream_id, code))
-            stream.lost(Ending("the peer broke the stream's window", "H2_HANDSHAKE_FAILURE"))
-            return
-        if stream_id in self.paused and stream.window > 0 and self.window > 0 and not self.blocked:
-            del self.paused[stream_id]
-            stream.resume()
-        if increment < SMALL_INCREMENT and stream.window > self._peer_window:
-            self._unproductive("small WINDOW_UPDATE frames")
 
     def _reset(self, stream_id: int, code: int) -> None:
         stream = self.streams.get(stream_id)
