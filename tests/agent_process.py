@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ class Agent:
     def wait(self) -> int:
         return self.process.wait(PATIENCE)
 
+    def children(self) -> dict[str, int]:
+        """Process by its short name; they come and go while we look."""
+        pid, found = self.process.pid, {}
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(OSError):
+                found[Path(f"/proc/{child}/comm").read_text().strip()] = int(child)
+        return found
+
     def log(self) -> str:
         return self._log.read_text()
 
@@ -92,6 +101,16 @@ class Agent:
         whole, _, _ = self.log().rpartition("\n")
         lines = (json.loads(line) for line in whole.splitlines() if line.startswith("{"))
         return [line for line in lines if line.get("scope") == "access"]
+
+
+def open_files(pid: int) -> Iterator[os.stat_result]:
+    """What the process has open; it opens and closes while we look."""
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found = file.stat()
+        except OSError:
+            continue
+        yield found
 
 
 def wait_until(condition: Callable[[], object], explain: Callable[[], str] = lambda: "") -> None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from agent_process import Agent, wait_until
+from agent_process import Agent, open_files, wait_until
 from netns_builder import Pod, Topology
 
 from ztunnel.linux.sockets import listen_tcp
@@ -62,21 +62,11 @@ class Node:
             stack.pop_all()
             return near, far
 
-    def children(self) -> dict[str, int]:
-        """Process by its short name."""
-        pid = self.agent.process.pid
-        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return {Path(f"/proc/{child}/comm").read_text().strip(): int(child) for child in pids}
-
     def worker_of(self, pod: Pod) -> int:
         """The process that holds the pod's namespace."""
         own = os.fstat(pod.fd)
-        (pid,) = [
-            pid
-            for name, pid in self.children().items()
-            if name.startswith("ztunnel-w")
-            and any(os.path.samestat(own, os.stat(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.exists())
-        ]
+        workers = [pid for name, pid in self.agent.children().items() if name.startswith("ztunnel-w")]
+        (pid,) = [pid for pid in workers if any(os.path.samestat(own, each) for each in open_files(pid))]
         return pid
 
     def crossed(self) -> int:
@@ -173,9 +163,9 @@ def with_end_or_reset(sock: socket.socket) -> None:
 def test_joins_need_no_control_half(node: Node) -> None:
     near, far = node.pair()
     with near, far:
-        os.kill(node.children()["ztunnel-ctl"], signal.SIGKILL)
+        os.kill(node.agent.children()["ztunnel-ctl"], signal.SIGKILL)
         exchange(near, far)
         assert node.is_joined()
-    wait_until(lambda: len(node.children()) == 3, node.agent.log)
+    wait_until(lambda: len(node.agent.children()) == 3, node.agent.log)
     node.agent.wait_ready()
     assert node.agent.stop() == 0
