@@ -4,10 +4,11 @@ from benches import mesh
 from benches.mesh import LARGEST_CROWD, Pod, Versions
 from ztunnel.control.mesh.diff import changes
 from ztunnel.control.mesh.localfile import parse
+from ztunnel.runtime.slices import at_once
 
 
 def difference(old, new):
-    parts = changes(parse(old, "old"), parse(new, "new"), 1_000_000)
+    parts = at_once(changes(parse(old, "old"), parse(new, "new"), 1_000_000))
     return sum(len(part.workloads) for part in parts), sum(len(part.policies) for part in parts)
 
 

@@ -81,11 +81,14 @@ class Key(NamedTuple):
     """Null is read too, instead of being the same as a missing key."""
 
 
-class Table(NamedTuple):
+class Table:
     """The keys of a mapping and the struct they fill; a key that is missing or null leaves the struct's default."""
 
-    make: Callable[..., Any]
-    keys: Mapping[str, Key]
+    def __init__(self, make: Callable[..., Any], keys: Mapping[str, Key]) -> None:
+        self.make = make
+        self.keys = keys
+        self._fields = {name: (_snake(name), key) for name, key in keys.items()}
+        self._required = tuple(name for name, key in keys.items() if key.required)
 
     def read(self, cursor: Cursor, **defaults: object) -> Any | None:
         """The struct, or None when anything in it is wrong."""
@@ -94,16 +97,19 @@ class Table(NamedTuple):
             cursor.refuse("must be a mapping")
             return None
         values = dict(defaults)
-        entries = cursor.entries()
-        for name, value in entries:
-            key = self.keys.get(name)
-            if key is None:
+        present = set()
+        for name, value in cursor.entries():
+            is_null = value.is_null
+            if not is_null:
+                present.add(name)
+            if name not in self._fields:
                 value.refuse(self._unknown(name))
-            elif key.null or not value.is_null:
-                values[_snake(name)] = key.read(value)
-        present = {name for name, value in entries if not value.is_null}
-        for name, key in self.keys.items():
-            if key.required and name not in present:
+                continue
+            field, key = self._fields[name]
+            if key.null or not is_null:
+                values[field] = key.read(value)
+        for name in self._required:
+            if name not in present:
                 cursor.refuse(f"{name} is missing")
         return self.make(**values) if len(cursor.document.problems) == before else None
 
@@ -167,14 +173,15 @@ def some(read: Read) -> Read:
 def member(kind: type[E]) -> Read:
     """A value of an enum; Presence and the like are written as they are, so case counts."""
 
+    choices = {choice.value: choice for choice in kind}
+
     def read(cursor: Cursor) -> E | None:
         value = cursor.text()
         if value is None:
             return None
-        for choice in kind:
-            if choice.value == value:
-                return choice
-        cursor.refuse(f"must be one of {', '.join(choice.value for choice in kind)}, not {value!r}")
+        if value in choices:
+            return choices[value]
+        cursor.refuse(f"must be one of {', '.join(choices)}, not {value!r}")
         return None
 
     return read

@@ -7,41 +7,58 @@ that no moment in between knows less than either end: a workload is never there 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ztunnel.control.mesh.localfile import Mesh
 from ztunnel.core.model.service import Service
 from ztunnel.link.messages import StateSlice
+from ztunnel.runtime.slices import Steps
 
 T = TypeVar("T")
 
 
-def changes(old: Mesh, new: Mesh, size: int) -> list[StateSlice]:
+class _Delta(NamedTuple):
+    upserts: list[Any]
+    removed: list[str]
+
+
+def changes(old: Mesh, new: Mesh, size: int) -> Steps[list[StateSlice]]:
     """Slices of at most `size` upserts or removals each that turn `old` into `new`; none when they are equal."""
-    policies, removed_policies = _delta(old.policies, new.policies, lambda policy: policy.key)
-    services, removed_services = _delta(old.services, new.services, _service_key)
-    workloads, removed_workloads = _delta(old.workloads, new.workloads, lambda workload: workload.uid)
+    policies = yield from _delta(old.policies, new.policies, lambda policy: policy.key)
+    services = yield from _delta(old.services, new.services, _service_key)
+    workloads = yield from _delta(old.workloads, new.workloads, lambda workload: workload.uid)
     fields: list[dict[str, Any]] = [
-        *({"policies": part} for part in _parts(policies, size)),
-        *({"services": part} for part in _parts(services, size)),
-        *({"workloads": part} for part in _parts(workloads, size)),
-        *({"removed_workloads": part} for part in _parts(removed_workloads, size)),
-        *({"removed_services": part} for part in _parts(removed_services, size)),
-        *({"removed_policies": part} for part in _parts(removed_policies, size)),
+        *({"policies": part} for part in _parts(policies.upserts, size)),
+        *({"services": part} for part in _parts(services.upserts, size)),
+        *({"workloads": part} for part in _parts(workloads.upserts, size)),
+        *({"removed_workloads": part} for part in _parts(workloads.removed, size)),
+        *({"removed_services": part} for part in _parts(services.removed, size)),
+        *({"removed_policies": part} for part in _parts(policies.removed, size)),
     ]
     last = len(fields) - 1
-    return [StateSlice(**part, last=number == last) for number, part in enumerate(fields)]
+    slices = []
+    for number, part in enumerate(fields):
+        slices.append(StateSlice(**part, last=number == last))
+        yield
+    return slices
 
 
 def _service_key(service: Service) -> str:
     return str(service.key)
 
 
-def _delta(old: Iterable[T], new: Iterable[T], key: Callable[[T], str]) -> tuple[list[T], list[str]]:
-    before = {key(value): value for value in old}
-    after = {key(value): value for value in new}
-    upserts = [value for name, value in after.items() if before.get(name) != value]
-    return upserts, [name for name in before if name not in after]
+def _delta(old: Iterable[T], new: Iterable[T], key: Callable[[T], str]) -> Steps[_Delta]:
+    before = {}
+    for value in old:
+        before[key(value)] = value
+        yield
+    upserts = []
+    for value in new:
+        known = before.pop(key(value), None)
+        if known is not value and known != value:
+            upserts.append(value)
+        yield
+    return _Delta(upserts, list(before))
 
 
 def _parts(values: list[T], size: int) -> Iterator[tuple[T, ...]]:

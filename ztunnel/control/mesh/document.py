@@ -14,24 +14,49 @@ from typing import TypeVar
 import yaml
 from yaml._yaml import CParser
 from yaml.composer import Composer
-from yaml.resolver import Resolver
 
 T = TypeVar("T")
 
 _CORE = "tag:yaml.org,2002:"
+_NULL, _TEXT, _LIST, _MAPPING = (_CORE + kind for kind in ("null", "str", "seq", "map"))
+_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 _INTEGER = re.compile(r"[-+]?\d+", re.ASCII)
 _DIGITS = 20
 """More than any number here has, and fewer than what Python refuses to read."""
 
+_NESTING = "[{-?:"
+"""Each level of nesting has at least one of these characters."""
+_SHALLOW = 1000
+"""Levels that the composer in C surely takes: it needs 0.3 KB of the stack for each."""
 
-class _Loader(Composer, CParser, Resolver):
+
+class _Resolver:
+    """Of YAML's own tags only null matters here: what else a value is, its reader decides."""
+
+    def resolve(self, kind: type[yaml.Node], value: object, implicit: object) -> str:
+        if kind is yaml.ScalarNode:
+            plain = isinstance(implicit, tuple) and implicit[0]
+            return _NULL if plain and value in _NULLS else _TEXT
+        return _LIST if kind is yaml.SequenceNode else _MAPPING
+
+    def descend_resolver(self, parent: yaml.Node | None, index: object) -> None:
+        """Nothing: tags do not depend on the place."""
+
+    def ascend_resolver(self) -> None:
+        """Nothing, likewise."""
+
+
+class _Loader(_Resolver, Composer, CParser):
     """libyaml's parser, which is fast, under the composer written in Python: the one in C crashes the process on
     deep nesting where this one raises RecursionError."""
 
     def __init__(self, text: str) -> None:
         CParser.__init__(self, text)
         Composer.__init__(self)
-        Resolver.__init__(self)
+
+
+class _ShallowLoader(_Resolver, CParser):
+    """All in C, twice as fast; for texts that cannot nest deeply."""
 
 
 class Document:
@@ -66,7 +91,7 @@ class Cursor:
 
     @property
     def is_null(self) -> bool:
-        return bool(self.node.tag == _CORE + "null")
+        return bool(self.node.tag == _NULL)
 
     @property
     def own_tag(self) -> str:
@@ -127,6 +152,9 @@ class Cursor:
             yield Cursor(self.document, node, f"{self.path}[{index}]")
 
     def text(self) -> str | None:
+        node = self.node
+        if type(node) is yaml.ScalarNode and node.tag == _TEXT:  # almost always
+            return str(node.value)
         if not isinstance(self.node, yaml.ScalarNode) or self.own_tag or self.is_null:
             self.refuse(f"must be text, not {self._kind()}")
             return None
@@ -204,3 +232,16 @@ def read(text: str, name: str) -> tuple[Document, Cursor | None]:
         document.note(1, "", "not a mesh: nested too deeply")
         return document, None
     return document, None if node is None else Cursor(document, node, "")
+
+
+def read_items(text: str) -> list[Cursor]:
+    """The items of a text that is one sequence; none when it is anything else, or no YAML."""
+    shallow = sum(map(text.count, _NESTING)) <= _SHALLOW
+    try:
+        root = (_ShallowLoader if shallow else _Loader)(text).get_single_node()
+    except (yaml.YAMLError, UnicodeEncodeError, RecursionError):
+        return []
+    if not isinstance(root, yaml.SequenceNode):
+        return []
+    document = Document("")
+    return [Cursor(document, node, "") for node in root.value]

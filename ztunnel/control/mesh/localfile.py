@@ -6,14 +6,16 @@ reference that leads nowhere is refused here, so that nothing behind has to gues
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from ztunnel.control.mesh import decode
-from ztunnel.control.mesh.decode import EndpointEntry, PodEntry, Table
+from ztunnel.control.mesh.decode import EndpointEntry, PodEntry, Read
 from ztunnel.control.mesh.document import Cursor, read
+from ztunnel.control.mesh.split import PARTS
 from ztunnel.core.errors import ConfigError
 from ztunnel.core.model.address import NamespacedHostname
 from ztunnel.core.model.identity import DEFAULT_TRUST_DOMAIN, Identity
@@ -21,8 +23,7 @@ from ztunnel.core.model.policy import Policy
 from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import GatewayAddress, NetworkMode, Workload
 from ztunnel.link.messages import CaptureMode
-
-PARTS = ("workloads", "services", "policies", "pods")
+from ztunnel.runtime.slices import Steps, at_once
 
 
 class Pod(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +51,20 @@ class Mesh(msgspec.Struct, frozen=True):
     pods: tuple[Pod, ...] = ()
 
 
+class Place(Protocol):
+    """Where something stands in the file; `Cursor` is one."""
+
+    @property
+    def line(self) -> int: ...
+    def at(self, *keys: str) -> Place: ...
+    def refuse(self, why: str) -> None: ...
+
+
 class Placed(NamedTuple):
     """A decoded part and where it stands."""
 
     value: Any
-    cursor: Cursor
+    cursor: Place
 
 
 def parse(
@@ -77,55 +87,61 @@ def parse(
         document.note(1, "", "is empty; a mesh with nothing in it is written {}")
     mesh = Mesh()
     if not document.problems:
-        mesh = _assemble(parts, capture)
+        mesh = at_once(assemble(parts, capture))
     if document.problems:
         count = "1 problem" if len(document.problems) == 1 else f"{len(document.problems)} problems"
         raise ConfigError(f"{name} has {count}", problems=document.report(), hint="docs/mesh-file.md has the format")
     return mesh
 
 
-def _parts(root: Cursor, trust_domain: str) -> dict[str, list[Placed]]:
-    tables: dict[str, Table] = {
-        "workloads": decode.WORKLOAD,
-        "services": decode.SERVICE,
-        "policies": decode.POLICY,
-        "pods": decode.POD,
+def tables(trust_domain: str) -> dict[str, Read]:
+    """How an item of each part is read."""
+    return {
+        "workloads": partial(decode.WORKLOAD.read, trust_domain=trust_domain),
+        "services": decode.SERVICE.read,
+        "policies": decode.POLICY.read,
+        "pods": decode.POD.read,
     }
+
+
+def _parts(root: Cursor, trust_domain: str) -> dict[str, list[Placed]]:
+    readers = tables(trust_domain)
     parts: dict[str, list[Placed]] = {part: [] for part in PARTS}
     for key, value in root.entries():
-        if key not in tables:
+        if key not in readers:
             value.refuse(f"unknown key; known are {', '.join(PARTS)}")
             continue
-        defaults = {"trust_domain": trust_domain} if key == "workloads" else {}
         for item in value.items():
-            decoded = tables[key].read(item, **defaults)
+            decoded = readers[key](item)
             if decoded is not None:
                 parts[key].append(Placed(decoded, item))
     return parts
 
 
-def _assemble(parts: Mapping[str, list[Placed]], capture: CaptureMode) -> Mesh:
+def assemble(parts: Mapping[str, list[Placed]], capture: CaptureMode) -> Steps[Mesh]:
     """The mesh of parts that are each right by themselves; problems are noted at the cursors."""
-    workloads = _unique(parts["workloads"], "uid", lambda w: w.uid)
-    services = _unique(parts["services"], "service", lambda s: str(s.service.key))
-    policies = _unique(parts["policies"], "policy", lambda p: p.key)
-    _check_addresses(parts["workloads"])
+    workloads = yield from _unique(parts["workloads"], "uid", lambda w: w.uid)
+    services = yield from _unique(parts["services"], "service", lambda s: str(s.service.key))
+    policies = yield from _unique(parts["policies"], "policy", lambda p: p.key)
+    yield from _check_addresses(parts["workloads"])
     for placed in parts["workloads"]:
         _check_workload(placed, services, policies)
-    backed = _merge_endpoints(parts["services"], workloads, services)
-    merged = {
-        uid: msgspec.structs.replace(placed.value, services=backed[uid]) if uid in backed else placed.value
-        for uid, placed in workloads.items()
-    }
+        yield
+    backed = yield from _merge_endpoints(parts["services"], workloads, services)
+    merged: list[Workload] = []
+    for uid, placed in workloads.items():
+        ports = backed.get(uid)
+        merged.append(placed.value if ports is None else msgspec.structs.replace(placed.value, services=ports))
+        yield
     return Mesh(
-        workloads=tuple(merged.values()),
+        workloads=tuple(merged),
         services=tuple(placed.value.service for placed in services.values()),
         policies=tuple(placed.value for placed in policies.values()),
-        pods=tuple(_pods(parts["pods"], merged, capture)),
+        pods=(yield from _pods(parts["pods"], merged, capture)),
     )
 
 
-def _unique(placed: Iterable[Placed], what: str, key_of: Any) -> dict[str, Placed]:
+def _unique(placed: Iterable[Placed], what: str, key_of: Any) -> Steps[dict[str, Placed]]:
     found: dict[str, Placed] = {}
     for part in placed:
         key = key_of(part.value)
@@ -133,13 +149,15 @@ def _unique(placed: Iterable[Placed], what: str, key_of: Any) -> dict[str, Place
             part.cursor.refuse(f"{what} {key} is already in line {found[key].cursor.line}")
         else:
             found[key] = part
+        yield
     return found
 
 
-def _check_addresses(placed: Iterable[Placed]) -> None:
+def _check_addresses(placed: Iterable[Placed]) -> Steps[None]:
     """An address is one workload's, except the node's own, which host-network pods share."""
     owners: dict[tuple[str, str], Placed] = {}
     for part in placed:
+        yield
         workload: Workload = part.value
         if workload.network_mode is NetworkMode.HOST_NETWORK:
             continue
@@ -161,7 +179,7 @@ def _check_workload(placed: Placed, services: Mapping[str, Placed], policies: Ma
         _check_gateway(placed.cursor, decode.camel(field), getattr(workload, field), services)
 
 
-def _check_gateway(cursor: Cursor, field: str, gateway: GatewayAddress | None, services: Mapping[str, Placed]) -> None:
+def _check_gateway(cursor: Place, field: str, gateway: GatewayAddress | None, services: Mapping[str, Placed]) -> None:
     if gateway is not None and isinstance(gateway.destination, NamespacedHostname):
         key = str(gateway.destination)
         if key not in services:
@@ -170,7 +188,7 @@ def _check_gateway(cursor: Cursor, field: str, gateway: GatewayAddress | None, s
 
 def _merge_endpoints(
     placed: Iterable[Placed], workloads: Mapping[str, Placed], services: Mapping[str, Placed]
-) -> dict[str, dict[str, Mapping[int, int]]]:
+) -> Steps[dict[str, dict[str, Mapping[int, int]]]]:
     """Uid to the full `services` map of each workload that a service names as an endpoint."""
     backed: dict[str, dict[str, Mapping[int, int]]] = {}
     for part in placed:
@@ -179,7 +197,9 @@ def _merge_endpoints(
         for weighted in service.weighted_waypoints:
             _check_gateway(part.cursor, "weightedWaypoints", weighted.destination, services)
         endpoints: Mapping[str, EndpointEntry] = part.value.endpoints
+        yield
         for endpoint in endpoints.values():
+            yield
             uid, key = endpoint.workload_uid, str(service.key)
             if uid not in workloads:
                 part.cursor.at("endpoints").refuse(f"{uid} is no workload of this file")
@@ -194,17 +214,21 @@ def _merge_endpoints(
     return backed
 
 
-def _pods(placed: Iterable[Placed], workloads: Mapping[str, Workload], capture: CaptureMode) -> Iterable[Pod]:
+def _pods(placed: Sequence[Placed], workloads: Iterable[Workload], capture: CaptureMode) -> Steps[tuple[Pod, ...]]:
+    by_uid: dict[str, Workload] = {}
     by_name: dict[str, list[Workload]] = {}
-    for workload in workloads.values():
+    for workload in workloads if placed else ():
+        by_uid[workload.uid] = workload
         by_name.setdefault(f"{workload.namespace}/{workload.name}", []).append(workload)
-    placed = list(placed)
-    _unique(placed, "pod", lambda entry: entry.uid or entry.name)
-    _unique([part for part in placed if part.value.netns], "netns", lambda entry: entry.netns)
+        yield
+    yield from _unique(placed, "pod", lambda entry: entry.uid or entry.name)
+    yield from _unique([part for part in placed if part.value.netns], "netns", lambda entry: entry.netns)
+    pods = []
     for part in placed:
+        yield
         entry: PodEntry = part.value
         mode = entry.capture or capture
-        found = [workloads[entry.workload]] if entry.workload in workloads else by_name.get(entry.workload, [])
+        found = [by_uid[entry.workload]] if entry.workload in by_uid else by_name.get(entry.workload, [])
         if len(found) != 1:
             what = "no workload of this file" if not found else "the name of several workloads: give the uid"
             part.cursor.at("workload").refuse(f"{entry.workload} is {what}")
@@ -215,7 +239,7 @@ def _pods(placed: Iterable[Placed], workloads: Mapping[str, Workload], capture: 
         if mode is not CaptureMode.NODE and not entry.netns:
             part.cursor.refuse(f"netns is missing: capture {mode.value} happens in the pod's namespace")
         if found:
-            yield Pod(
+            pod = Pod(
                 uid=entry.uid or entry.name,
                 name=entry.name,
                 workload_uid=found[0].uid,
@@ -226,3 +250,5 @@ def _pods(placed: Iterable[Placed], workloads: Mapping[str, Workload], capture: 
                 capture=mode,
                 interface=entry.interface,
             )
+            pods.append(pod)
+    return tuple(pods)

@@ -6,6 +6,7 @@ from ztunnel.control.mesh.localfile import Mesh
 from ztunnel.core.model.policy import Action, Policy, PolicyScope
 from ztunnel.core.model.service import Service
 from ztunnel.core.model.workload import Workload
+from ztunnel.runtime.slices import at_once
 
 
 def workload(uid, capacity=1):
@@ -44,7 +45,7 @@ def content(mesh):
 @given(old=meshes, new=meshes, size=st.integers(1, 4))
 def test_applying_the_slices_turns_old_into_new(old, new, size):
     workloads, services, policies = content(old)
-    slices = changes(old, new, size)
+    slices = at_once(changes(old, new, size))
     for part in slices:
         workloads.update({w.uid: w for w in part.workloads})
         services.update({str(s.key): s for s in part.services})
@@ -61,7 +62,7 @@ def test_applying_the_slices_turns_old_into_new(old, new, size):
 
 @given(old=meshes, new=meshes, size=st.integers(1, 4))
 def test_a_slice_is_small_and_never_empty(old, new, size):
-    for part in changes(old, new, size):
+    for part in at_once(changes(old, new, size)):
         upserts = len(part.workloads) + len(part.services) + len(part.policies)
         removals = len(part.removed_workloads) + len(part.removed_services) + len(part.removed_policies)
         assert 1 <= upserts + removals <= size
@@ -69,12 +70,12 @@ def test_a_slice_is_small_and_never_empty(old, new, size):
 
 def test_equal_meshes_need_nothing():
     mesh = Mesh((workload("a"),), (service("s"),), (policy("p"),))
-    assert changes(mesh, mesh, 10) == []
+    assert at_once(changes(mesh, mesh, 10)) == []
 
 
 def test_only_what_differs_is_sent():
     old = Mesh((workload("a"), workload("b")))
-    [part] = changes(old, Mesh((workload("a"), workload("b", 7))), 10)
+    [part] = at_once(changes(old, Mesh((workload("a"), workload("b", 7))), 10))
     assert part.workloads == (workload("b", 7),)
 
 
@@ -82,7 +83,7 @@ def test_policies_are_there_before_and_go_after_the_workloads_that_name_them():
     full = Mesh((workload("a"),), (service("s"),), (policy("p"),))
     kinds = [
         [field for field in part.__struct_fields__ if field != "last" and getattr(part, field)]
-        for part in changes(Mesh(), full, 10) + changes(full, Mesh(), 10)
+        for part in at_once(changes(Mesh(), full, 10)) + at_once(changes(full, Mesh(), 10))
     ]
     assert kinds == [
         ["policies"],

@@ -10,7 +10,7 @@ from ztunnel.config.settings import Settings
 from ztunnel.control.mesh.localfile import Mesh
 from ztunnel.control.mesh.source import MAX_FILE, LocalSource, Statistics
 from ztunnel.core.errors import ConfigError
-from ztunnel.link.messages import CaptureMode, StateSlice, StateSynced
+from ztunnel.link.messages import CaptureMode, Resync, StateSlice, StateSynced
 
 ONE = "workloads:\n- {name: a, namespace: n, workloadIps: [10.0.0.1]}\n"
 TWO = ONE + "- {name: b, namespace: n, workloadIps: [10.0.0.2]}\n"
@@ -79,6 +79,25 @@ async def test_the_whole_state_comes_first_then_synced_then_the_pods(path):
         assert run.names() == ["a"]
         assert [pod.name for pod in run.pods[0]] == ["p"]
         assert run.source.statistics() == Statistics(0, 0)
+
+
+async def test_a_worker_that_comes_while_the_state_is_sent_is_told_all_of_it(path):
+    run = Run(path, TWO)
+    snapshots = []
+
+    def send(message):
+        snapshots.append([type(each) for each in run.source.snapshot()])
+
+    run.send = send
+    async with run.running():
+        assert snapshots == [[Resync, StateSlice, StateSynced]] * 2
+
+
+async def test_a_file_of_any_form_is_reloaded(path):
+    async with Run(path).running() as run:
+        replace(path, "workloads: [{name: c, namespace: n}]")
+        assert await run.reloads.receive() is True
+        assert run.names() == ["a", "c"]
 
 
 async def test_a_bad_file_at_the_start_is_a_config_error(path):
