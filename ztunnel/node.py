@@ -60,6 +60,7 @@ def serve(settings: Settings, logs: Logs) -> None:
     """
     role = supervisor.inherited_role()
     if role is None and settings.workers == 0:
+        process.hurry()
         loop = Loop()
         host(loop, partial(run, settings, logs, loop=loop))
         return

@@ -8,9 +8,11 @@ Signals that are meant for the agent are the supervisor's business. The engine's
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -23,6 +25,7 @@ from ztunnel.link.leash import Handed, handed
 from ztunnel.link.messages import Down, Up
 from ztunnel.link.unix import worker_end
 from ztunnel.linux.enter import set_process_name
+from ztunnel.linux.schedule import set_turn
 from ztunnel.runtime.supervise import first_cause
 from ztunnel.worker import main
 from ztunnel.worker.engine.driver import host
@@ -30,7 +33,14 @@ from ztunnel.worker.engine.loop import Loop
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """As in a whole agent: connections are freed by reference counts, and a collection stops every byte."""
+TURN = 0.0005
+"""Seconds of the processor that a worker asks for at a time: long enough to carry what has come, and shorter than
+others' turns, so that a byte does not wait for theirs to end."""
+SWITCH = 0.0001
+"""Seconds that another thread of the process may keep the interpreter while a byte waits for it."""
 NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+log = logging.getLogger("ztunnel.worker")
 
 
 def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: Callable[[str], None]) -> None:
@@ -39,6 +49,7 @@ def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: C
     Raises PlatformError when a control half comes that speaks another version: a newer worker has to take this place.
     """
     set_process_name(f"ztunnel-w{number}")
+    hurry()
     for each in NOT_OURS:
         signal.signal(each, signal.SIG_IGN)
     gc.collect()
@@ -56,6 +67,13 @@ def run(number: int, leash: socket.socket, settings: Settings, set_log_filter: C
                 f"worker {number} cannot go on after an upgrade: {cause}",
                 hint="another one of the new release takes over; its connections begin anew",
             ) from None
+
+
+def hurry() -> None:
+    """Let the thread that carries bytes run as soon as there are any, before other processes and other threads."""
+    sys.setswitchinterval(SWITCH)
+    if not set_turn(TURN):
+        log.debug("this kernel does not let a process choose its turns: bytes may wait for those of others")
 
 
 async def _serve(

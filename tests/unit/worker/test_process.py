@@ -15,6 +15,7 @@ import ztunnel
 from ztunnel.link.leash import hand
 from ztunnel.link.messages import VERSION
 from ztunnel.link.unix import socket_pair
+from ztunnel.worker import process
 
 PROGRAM = """
 import socket, sys
@@ -82,3 +83,13 @@ def test_a_control_half_of_another_release_ends_it_for_a_newer_one(start) -> Non
     assert worker.returncode == 1
     assert "worker 3 cannot go on after an upgrade" in err
     assert f"version '99', this process of {VERSION}" in err
+
+
+def test_a_thread_that_carries_bytes_asks_for_short_turns():
+    program = (
+        "import sys; from ztunnel.worker import process; from ztunnel.linux.schedule import set_turn, turn;"
+        "process.hurry(); print(turn() == process.TURN or not set_turn(process.TURN));"
+        "print(round(sys.getswitchinterval(), 9))"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output == f"True\n{process.SWITCH}\n"
