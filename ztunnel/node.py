@@ -39,10 +39,6 @@ from ztunnel.worker import process
 from ztunnel.worker.engine.driver import host
 from ztunnel.worker.engine.loop import Loop
 
-GC_THRESHOLDS = (50_000, 20, 50)
-"""Allocations before a collection of each generation. Connections are freed by reference counts, so there is little to
-collect; a full collection costs 30 ms with what an agent has after its start (90,000 objects) until that is frozen."""
-
 CONTROL_NICENESS = 5
 """Where cores are short the bytes go first: a large push then costs a paced stream a third of the delay. The control
 half keeps a quarter of a core that a busy worker wants too."""
@@ -168,5 +164,5 @@ async def _calm_memory(ready: Ready) -> None:
     await ready.wait_ready()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.set_threshold(*process.GC_THRESHOLDS)
     log.debug("garbage collector: %d objects frozen", gc.get_freeze_count())

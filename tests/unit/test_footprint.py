@@ -20,12 +20,13 @@ from ztunnel.config.settings import Settings, WorkloadInfo
 from ztunnel.core.model.address import Address
 from ztunnel.observe.logs import install
 from ztunnel.runtime.drain import Drain
+from ztunnel.worker import process
 
 async def serve():
     drain = Drain()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: node.run(settings, logs, drain=drain))
-        while gc.get_threshold() != node.GC_THRESHOLDS:  # set once the agent is ready
+        while gc.get_threshold() != process.GC_THRESHOLDS:  # set once the agent is ready
             await trio.sleep(0.01)
         print(*sys.modules)
         drain.trigger("the test", 0)

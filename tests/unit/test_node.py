@@ -14,6 +14,7 @@ from ztunnel.core.errors import ConfigError, PlatformError
 from ztunnel.core.model.address import Address
 from ztunnel.observe.logs import Logs
 from ztunnel.runtime.drain import Drain
+from ztunnel.worker import process
 from ztunnel.worker.engine.loop import Loop
 
 ANYWHERE = (Address("127.0.0.1", 0),)
@@ -58,7 +59,7 @@ async def test_it_serves_until_it_is_drained(logs: Logs) -> None:
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
-        while gc.get_threshold() != node.GC_THRESHOLDS:  # noqa: ASYNC110 - set once the agent is ready
+        while gc.get_threshold() != process.GC_THRESHOLDS:  # noqa: ASYNC110 - set once the agent is ready
             await trio.sleep(0.01)
         drain.trigger("the test", 5)
         await trio.sleep_forever()

@@ -29,17 +29,17 @@ class MatchKind(Enum):
     PRESENCE = "Presence"
 
 
-class StringMatch(msgspec.Struct, frozen=True):
+class StringMatch(msgspec.Struct, frozen=True, gc=False):
     kind: MatchKind
     value: str = ""
 
 
-class ServiceAccountMatch(msgspec.Struct, frozen=True):
+class ServiceAccountMatch(msgspec.Struct, frozen=True, gc=False):
     namespace: str
     service_account: str
 
 
-class Match(msgspec.Struct, frozen=True, kw_only=True):
+class Match(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Within a kind: the positive list is an OR, the `not_` list must have no hit. All empty never matches."""
 
     namespaces: tuple[StringMatch, ...] = ()
@@ -57,7 +57,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     not_destination_ports: tuple[int, ...] = ()
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class Policy(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     name: str
     namespace: str
     scope: PolicyScope

@@ -46,18 +46,18 @@ class Visibility(Enum):
     NAMESPACE = "Namespace"
 
 
-class LoadBalancer(msgspec.Struct, frozen=True):
+class LoadBalancer(msgspec.Struct, frozen=True, gc=False):
     routing_preferences: tuple[Scope, ...] = ()
     mode: BalanceMode = BalanceMode.STANDARD
     health_policy: HealthPolicy = HealthPolicy.ONLY_HEALTHY
 
 
-class WeightedWaypoint(msgspec.Struct, frozen=True):
+class WeightedWaypoint(msgspec.Struct, frozen=True, gc=False):
     destination: GatewayAddress
     weight: int
 
 
-class CidrVip(msgspec.Struct, frozen=True):
+class CidrVip(msgspec.Struct, frozen=True, gc=False):
     """A virtual address that is a whole prefix, e.g. of a ServiceEntry."""
 
     network: str
@@ -65,7 +65,7 @@ class CidrVip(msgspec.Struct, frozen=True):
     length: int
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """A workload behind a service; `ports` maps service port to target port."""
 
     workload_uid: str
@@ -73,7 +73,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     status: Health = Health.HEALTHY
 
 
-class Service(msgspec.Struct, frozen=True, kw_only=True):
+class Service(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Endpoints are not here: they come from workloads and live in the store."""
 
     name: str

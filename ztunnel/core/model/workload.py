@@ -38,13 +38,13 @@ class TunnelProtocol(Enum):
     PROXY = "PROXY"
 
 
-class Locality(msgspec.Struct, frozen=True):
+class Locality(msgspec.Struct, frozen=True, gc=False):
     region: str = ""
     zone: str = ""
     subzone: str = ""
 
 
-class ApplicationTunnel(msgspec.Struct, frozen=True):
+class ApplicationTunnel(msgspec.Struct, frozen=True, gc=False):
     """How an application that is itself a proxy wants its connections; port 0 keeps the port."""
 
     protocol: TunnelProtocol = TunnelProtocol.NONE
@@ -57,7 +57,7 @@ else:
     Destination = tuple[str, str]  # what decoders see: they cannot tell one pair from the other
 
 
-class GatewayAddress(msgspec.Struct, frozen=True):
+class GatewayAddress(msgspec.Struct, frozen=True, gc=False):
     """Where a waypoint or network gateway is: by address or by service host name."""
 
     destination: Destination
@@ -70,7 +70,7 @@ class GatewayAddress(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "destination", kind(*self.destination))
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class Workload(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     uid: str
     name: str
     namespace: str = ""
