@@ -10,8 +10,8 @@ from ztunnel.link.messages import StateSlice
 from ztunnel.worker.proxy.connections import Carried
 from ztunnel.worker.proxy.kit import Kit
 
-SLICE = 64
-"""Connections looked at per turn of the loop."""
+SLICE = 16
+"""Connections looked at per turn of the loop: about 0.2 ms with a few policies."""
 
 
 class Recheck:
