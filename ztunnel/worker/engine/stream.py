@@ -300,7 +300,8 @@ class Stream:
 
     def _end_of_file(self) -> None:
         self._read_done = True
-        self._watch(self._events & ~IN)
+        if not self.remote_ended or self._queue is not None:  # else the socket is closed at once
+            self._watch(self._events & ~IN)
         self.tunnel.write(frames.end_stream(self.id))
         self._finish_if_done()
 
