@@ -28,16 +28,16 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import trio
 
+from ztunnel.control.pods.entry import Answer, Entry
 from ztunnel.control.pods.pod import Origin, PodSpec
 from ztunnel.core.errors import ConfigError, PlatformError, ZtunnelError
 from ztunnel.core.model.capture import CaptureMode
-from ztunnel.link.messages import Down, PodFailed, PodGone, PodReady, PodRemoved
+from ztunnel.link.messages import Down, PodFailed, PodGone, PodRemoved
 from ztunnel.linux.netns import NAMED, netns_id, open_netns
 from ztunnel.runtime.ready import Guard, Ready
 
@@ -53,8 +53,6 @@ TAKE_DOWN_TIMEOUT = 20.0
 """For everything that has to be undone for one pod."""
 
 log = logging.getLogger("ztunnel.control.pods")
-
-Answer = PodReady | PodFailed | PodGone
 
 
 class Capture(Protocol):
@@ -76,64 +74,6 @@ class PodStatus(NamedTuple):
     up: bool
     why: str
     """Why it is not up; empty when it is or was not tried yet."""
-
-
-class _Entry:
-    """A pod and what is known of it."""
-
-    def __init__(self, spec: PodSpec, origin: Origin, guard: Guard | None) -> None:
-        self.spec = spec
-        self.origin = origin
-        self.guard = guard
-        self.up = False
-        self.error: ZtunnelError | None = None
-        self.netns: tuple[int, int] | None = None
-        """Identity of the namespace that is served."""
-        self.scope = trio.CancelScope()
-        self.settled = trio.Event()
-        """Up for the first time, or over."""
-        self.over = trio.Event()
-        self.vanished = trio.Event()
-        self.in_worker = False
-        """A worker has it, or may have."""
-        self._served = trio.CancelScope()
-        self._lost = False
-        self.answers, self._heard = _answers()
-
-    @contextmanager
-    def served(self) -> Iterator[None]:
-        """While one worker serves the pod. Left when that worker has ended, wherever the block is then."""
-        self._lost = False
-        self.answers, self._heard = _answers()
-        with trio.CancelScope() as self._served:
-            yield
-
-    def lose(self) -> None:
-        """The worker has ended."""
-        self._lost = True
-        self.in_worker = False
-        self._served.cancel()
-        self.answers.close()  # for those who wait behind a shield
-
-    @property
-    def is_lost(self) -> bool:
-        return self._lost
-
-    def renew(self) -> None:
-        """Before each life of the namespace."""
-        self.netns = None
-        self.vanished = trio.Event()
-
-    async def hear(self) -> Answer:
-        return await self._heard.receive()
-
-    def release(self) -> None:
-        if self.guard is not None:
-            self.guard.release()
-
-
-def _answers() -> tuple[trio.MemorySendChannel[Answer], trio.MemoryReceiveChannel[Answer]]:
-    return trio.open_memory_channel[Answer](math.inf)
 
 
 class PodManager:
@@ -163,8 +103,8 @@ class PodManager:
         self._retry = retry
         self._poll = poll
         self._reprove = reprove
-        self._entries: dict[str, _Entry] = {}
-        self._talking: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self._talking: dict[str, Entry] = {}
         """Who hears what the worker says of a uid: never two, even where one pod follows another."""
         self._connected = True
         self._nursery: trio.Nursery | None = None
@@ -264,14 +204,14 @@ class PodManager:
         entry.scope.cancel()
         await entry.over.wait()
 
-    def _start(self, spec: PodSpec, origin: Origin, guard: Guard | None) -> _Entry:
+    def _start(self, spec: PodSpec, origin: Origin, guard: Guard | None) -> Entry:
         assert self._nursery is not None, "pods are added while `run` runs"
         before = self._entries.get(spec.uid)
-        entry = self._entries[spec.uid] = _Entry(spec, origin, guard)
+        entry = self._entries[spec.uid] = Entry(spec, origin, guard)
         self._nursery.start_soon(self._keep, entry, before, name=f"pod {spec}")
         return entry
 
-    async def _keep(self, entry: _Entry, before: _Entry | None) -> None:
+    async def _keep(self, entry: Entry, before: Entry | None) -> None:
         """The whole life of a pod, after that of its predecessor with the same uid."""
         try:
             with entry.scope:
@@ -292,12 +232,12 @@ class PodManager:
                     self._send(PodRemoved(entry.spec.uid))
                 self._on_gone(entry.spec)
 
-    def _is_left(self, entry: _Entry) -> bool:
+    def _is_left(self, entry: Entry) -> bool:
         """Whether the pod stays as it is, because we end and it should not."""
         ending = trio.current_effective_deadline() == -math.inf and not entry.scope.cancel_called
         return ending and self._leaves()
 
-    async def _repeat(self, entry: _Entry) -> None:
+    async def _repeat(self, entry: Entry) -> None:
         """One life of the namespace after the other, as long as somebody wants the pod."""
         while True:
             entry.renew()
@@ -311,7 +251,7 @@ class PodManager:
                 return
             await trio.sleep(self._retry)
 
-    async def _live(self, entry: _Entry) -> None:
+    async def _live(self, entry: Entry) -> None:
         """One life of the pod's namespace: returns when it has vanished. What was installed in it goes at the end."""
         spec = entry.spec
         netns = await trio.to_thread.run_sync(open_netns, spec.netns) if spec.netns else None
@@ -333,7 +273,7 @@ class PodManager:
             if netns is not None:
                 os.close(netns)
 
-    def _claim(self, entry: _Entry, netns: int | None) -> None:
+    def _claim(self, entry: Entry, netns: int | None) -> None:
         """A namespace has one set of listeners. NODE pods share the node's, by their addresses."""
         if entry.spec.capture is CaptureMode.NODE:
             return
@@ -346,7 +286,7 @@ class PodManager:
                     hint="a namespace is one pod's; unenroll the other first",
                 )
 
-    async def _serve(self, entry: _Entry, netns: int | None) -> None:
+    async def _serve(self, entry: Entry, netns: int | None) -> None:
         """Keep the pod up until its namespace has vanished, in one worker after the other. The rules stay."""
         await self._capture.install(entry.spec, netns)
         while True:
@@ -356,7 +296,7 @@ class PodManager:
                 return
             log.info("pod %s: its worker has ended; it is opened again", entry.spec)
 
-    async def _serve_in_one_worker(self, entry: _Entry, netns: int | None) -> None:
+    async def _serve_in_one_worker(self, entry: Entry, netns: int | None) -> None:
         """Bring the pod up and wait until its namespace has vanished. The listeners go at the end."""
         await self._open(entry, netns)
         try:
@@ -372,7 +312,7 @@ class PodManager:
             entry.up = False
             await self._close(entry)
 
-    async def _keep_captured(self, entry: _Entry, netns: int | None) -> None:
+    async def _keep_captured(self, entry: Entry, netns: int | None) -> None:
         """Until the namespace has vanished. Rules that somebody else took out (`nft flush ruleset`) are put back.
 
         Connections stay as they are: a probe that fails is no reason to cut them.
@@ -390,7 +330,7 @@ class PodManager:
                 log.warning("%s; the rules are installed again", error)
                 await self._capture_again(entry, netns)
 
-    async def _capture_again(self, entry: _Entry, netns: int | None) -> None:
+    async def _capture_again(self, entry: Entry, netns: int | None) -> None:
         try:
             await self._capture.install(entry.spec, netns)
             await self._capture.prove(entry.spec, netns)
@@ -401,7 +341,7 @@ class PodManager:
             entry.error = None
             log.info("pod %s is captured again", entry.spec)
 
-    async def _open(self, entry: _Entry, netns: int | None) -> None:
+    async def _open(self, entry: Entry, netns: int | None) -> None:
         """Open the listeners, or leave none."""
         self._talking[entry.spec.uid] = entry
         entry.in_worker = True
@@ -422,7 +362,7 @@ class PodManager:
             entry.in_worker = False
             raise PlatformError(f"pod {entry.spec}: {answer.why}")
 
-    async def _close(self, entry: _Entry) -> None:
+    async def _close(self, entry: Entry) -> None:
         """Close the listeners and connections, and wait for it even when cancelled."""
         if self._connected and not entry.is_lost and not self._is_left(entry):
             with trio.move_on_after(ANSWER_TIMEOUT) as limit:
@@ -439,7 +379,7 @@ class PodManager:
         if self._talking.get(entry.spec.uid) is entry:
             del self._talking[entry.spec.uid]
 
-    async def _uncapture(self, entry: _Entry, netns: int | None) -> None:
+    async def _uncapture(self, entry: Entry, netns: int | None) -> None:
         if self._is_left(entry):
             return
         spec = entry.spec
@@ -452,7 +392,7 @@ class PodManager:
         if limit.cancelled_caught:
             log.error("pod %s: its capture rules were not removed within %g s", spec, TAKE_DOWN_TIMEOUT)
 
-    def _failed(self, entry: _Entry, error: ZtunnelError) -> None:
+    def _failed(self, entry: Entry, error: ZtunnelError) -> None:
         """Say it once, not every few seconds."""
         if entry.error is None or str(entry.error) != str(error):
             again = "" if entry.origin is Origin.ENROLLED else f"; tried again every {self._retry:g} s"
