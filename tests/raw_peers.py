@@ -141,13 +141,13 @@ class _Nobody:
 @asynccontextmanager
 async def hbone_server(pod: Pod, leaf: CertificateIssued, **options: Any) -> AsyncIterator[HboneServer]:
     server = HboneServer(pod, leaf, **options)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(drive, server.loop)
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drive, server.loop)
             yield server
-        finally:
-            server.close()
             nursery.cancel_scope.cancel()
+    finally:
+        server.close()  # not before nobody turns its loop any more
 
 
 class HboneClient:

@@ -11,7 +11,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
-from unittest.mock import patch
 
 import trio
 from mesh_pki import MeshPki
@@ -32,7 +31,6 @@ from ztunnel.link.messages import (
     Up,
 )
 from ztunnel.worker import main
-from ztunnel.worker.proxy import rehearsal
 
 M = TypeVar("M")
 
@@ -107,15 +105,14 @@ async def _each(siblings: Sequence[tuple[int, socket.socket]]) -> AsyncIterator[
 async def open_worker(
     settings: Settings, pki: MeshPki, siblings: Sequence[tuple[int, socket.socket]] = ()
 ) -> AsyncIterator[PlayedWorker]:
-    """`siblings` are links to other workers, by their numbers. Without a rehearsal, so that tests may count sockets."""
+    """`siblings` are links to other workers, by their numbers."""
     control_end, worker_end = memory_link()
     worker = PlayedWorker(control_end, pki)
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
             try:
-                with patch.object(rehearsal, "TAKES", 0):
-                    await main.run(worker_end, settings, siblings=_each(siblings))
+                await main.run(worker_end, settings, siblings=_each(siblings))
             except* ChannelClosed:
                 pass
 

@@ -62,7 +62,8 @@ async def run(
 ) -> None:
     """A worker: plays `link`'s messages until Drain has been answered or the link closes.
 
-    `loop` is the host of this trio run (`driver.host`); without one the worker makes its own and drives it.
+    `loop` is the host of this trio run (`driver.host`); without one the worker makes its own and drives it, and leaves
+    out the rehearsal.
     """
     await serve(_only(link), settings, loop, siblings=siblings)
 
@@ -87,7 +88,7 @@ async def serve(
     loop = loop or Loop()
     try:
         async with trio.open_nursery() as nursery:
-            worker = Worker(loop, settings, nursery, set_log_filter)
+            worker = Worker(loop, settings, nursery, set_log_filter, rehearses=hosted)
             if not hosted:
                 nursery.start_soon(drive, loop)
             if siblings is not None:
@@ -105,7 +106,13 @@ async def serve(
 
 class Worker:
     def __init__(
-        self, loop: Loop, settings: Settings, nursery: trio.Nursery, set_log_filter: Callable[[str], None]
+        self,
+        loop: Loop,
+        settings: Settings,
+        nursery: trio.Nursery,
+        set_log_filter: Callable[[str], None],
+        *,
+        rehearses: bool,
     ) -> None:
         self._link: Channel[Up, Down] | None = None
         """None while there is no control half."""
@@ -115,6 +122,7 @@ class Worker:
         self._pods: dict[str, Pod] = {}
         self._synced = False
         self._draining = False
+        self._rehearses = rehearses
         self._rehearsal: Rehearsal | None = None
         ledger = Ledger(loop, self._send)
         self._kit = Kit(
@@ -212,7 +220,8 @@ class Worker:
     def _rehearse(self, identity: Identity) -> None:
         """With the first certificate, once."""
         credentials = self._kit.certificates.get(identity)
-        if self._rehearsal is None and credentials is not None:
+        if self._rehearses and credentials is not None:
+            self._rehearses = False
             self._rehearsal = Rehearsal(self._kit.loop, credentials, self._kit.tunnel_settings)
             self._rehearsal.begin()
 

@@ -7,14 +7,16 @@ import socket
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 from mesh_pki import CLIENT, WEB, MeshPki
 from path_mesh import SETTINGS
-from worker_mesh import open_worker
 
-from ztunnel.link.messages import Question
+from ztunnel.link.channel import memory_link
+from ztunnel.worker import main
 from ztunnel.worker.engine.agreement import Settings
+from ztunnel.worker.engine.driver import host
 from ztunnel.worker.engine.loop import Loop
 from ztunnel.worker.proxy import rehearsal as module
 from ztunnel.worker.proxy.certificates import Credentials
@@ -129,18 +131,17 @@ def test_the_next_connection_imports_nothing() -> None:
     assert done.stdout.split() == []
 
 
-async def test_a_worker_rehearses_with_its_first_certificate_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agents_worker_rehearses_with_its_first_certificate_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
     def begin(self: Rehearsal) -> None:
-        begun.append(self)
+        begun.append(self._credentials.issued.identity)
 
     monkeypatch.setattr(Rehearsal, "begin", begin)
-    pki = MeshPki()
-    async with open_worker(SETTINGS, pki) as worker:
-        worker.play(pki.expired(CLIENT))
-        await worker.ask(Question.STATUS)
-        assert not begun
-        worker.play(pki.leaf(CLIENT), pki.leaf(WEB), pki.leaf(CLIENT))
-        await worker.ask(Question.STATUS)
-    assert [rehearsal._credentials.issued.identity for rehearsal in begun] == [CLIENT]
+    pki, loop = MeshPki(), Loop()
+    control, link = memory_link()
+    for issued in (pki.expired(CLIENT), pki.leaf(CLIENT), pki.leaf(WEB), pki.leaf(CLIENT)):
+        control.send(issued)
+    control.close()
+    host(loop, partial(main.run, link, SETTINGS, loop))
+    assert begun == [CLIENT]
