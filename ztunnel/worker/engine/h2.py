@@ -14,6 +14,7 @@ place: GOAWAY with the RFC's code.
 from __future__ import annotations
 
 import socket
+from itertools import chain
 from typing import Protocol
 
 import hpack
@@ -341,7 +342,7 @@ class Tunnel(Windows):
             return
         stream = Stream(self, stream_id, self._peer_window, self._stream_window)
         self.streams[stream_id] = stream
-        if sum(len(name) + len(value) + 32 for name, value in headers) > MAX_HEADER_LIST:
+        if sum(map(len, chain.from_iterable(headers))) + 32 * len(headers) > MAX_HEADER_LIST:
             self.refuse(stream, frames.encode_header(":status", "431"))
             return
         if flags & frames.END_STREAM:

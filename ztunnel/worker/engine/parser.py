@@ -63,7 +63,8 @@ class FrameParser(Transport):
         self._block: bytearray | None = None
         self._block_head = (0, 0)
         self._block_pieces = 0
-        self._decoder = hpack.Decoder(max_header_list_size=2 * MAX_HEADER_LIST)
+        self._decoder: hpack.Decoder | None = None
+        """For blocks that are not plain; made for the first of them."""
 
     # ---- what the subclass makes of it ----
 
@@ -256,6 +257,8 @@ class FrameParser(Transport):
 
     def _decode(self, block: bytes) -> Headers:
         headers = frames.decode_plain(block)
-        if headers is None:
-            headers = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
-        return headers
+        if headers is not None:
+            return headers
+        if self._decoder is None:
+            self._decoder = hpack.Decoder(max_header_list_size=2 * MAX_HEADER_LIST)
+        return [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
