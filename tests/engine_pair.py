@@ -251,6 +251,14 @@ class PlainSession:
         return 0
 
 
+INITIAL_WINDOW, MAX_FRAME, MAX_STREAMS = 4, 5, 3
+
+
+def setting(code: int, value: int) -> bytes:
+    """One entry of a SETTINGS frame."""
+    return code.to_bytes(2, "big") + value.to_bytes(4, "big")
+
+
 class Frame(NamedTuple):
     kind: int
     flags: int

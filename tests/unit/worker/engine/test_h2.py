@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable
 
 import h2.config
 import h2.connection
@@ -13,12 +12,11 @@ import h2.exceptions
 import h2.settings
 import hpack
 import pytest
-from engine_pair import CONNECT, Conversation, Pair, Raw, fill, read_now
+from engine_pair import CONNECT, INITIAL_WINDOW, MAX_FRAME, MAX_STREAMS, Conversation, Pair, Raw, read_now, setting
 
 from ztunnel.core.wire import frames
 from ztunnel.worker.engine.ending import Ending
 from ztunnel.worker.engine.h2 import Settings
-from ztunnel.worker.engine.loop import Loop
 
 
 def test_bytes_cross_a_tunnel_both_ways() -> None:
@@ -84,29 +82,7 @@ def test_a_refused_tunnel_says_its_status() -> None:
         assert "401" in conversation.ending.error
 
 
-def test_a_reader_that_stops_bounds_what_its_sender_can_send() -> None:
-    window = 128 * 1024
-    with Pair(server=Settings(stream_window=window)) as pair:
-        app, stream, _ = pair.connect()
-        pair.accepted()
-        for _ in range(400):
-            try:
-                app.send(b"x" * 65536)
-            except BlockingIOError:
-                pair.turn(2)
-        (server_stream,) = pair.server.streams.values()
-        assert stream.window == 0
-        assert server_stream.buffered <= window
-
-
 # ---- contracts, frame by frame ----
-
-
-def setting(code: int, value: int) -> bytes:
-    return code.to_bytes(2, "big") + value.to_bytes(4, "big")
-
-
-INITIAL_WINDOW, MAX_FRAME, MAX_STREAMS = 4, 5, 3
 
 
 def test_a_server_announces_its_limits_and_windows() -> None:
@@ -151,19 +127,6 @@ def test_one_request_goes_before_the_servers_settings_and_no_second() -> None:
         assert raw.tunnel.free_slots == 2
 
 
-def test_the_first_request_keeps_to_the_window_that_is_announced_after_it() -> None:
-    with Raw(client=True) as raw:
-        raw.turn()
-        app, _, conversation = raw.open()
-        raw.greet(setting(INITIAL_WINDOW, 10))
-        app.send(b"x" * 100)
-        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.RESPONSE_200))
-        assert conversation.headers is not None
-        assert b"".join(frame.body for frame in raw.frames(frames.DATA)) == b"x" * 10
-        raw.send(frames.window_update(1, 90))
-        assert b"".join(frame.body for frame in raw.frames(frames.DATA)) == b"x" * 100
-
-
 def test_a_request_before_the_settings_fails_with_the_tunnel_that_never_was() -> None:
     with Raw(client=True) as raw:
         raw.turn()
@@ -178,40 +141,6 @@ def test_pings_are_answered_with_their_own_bytes() -> None:
         raw.greet()
         raw.send(frames.ping(b"12345678"))
         assert [(f.flags, f.body) for f in raw.frames(frames.PING)] == [(frames.ACK, b"12345678")]
-
-
-def test_frames_are_as_small_as_the_peer_wants_them() -> None:
-    with Raw() as raw:
-        raw.greet(setting(MAX_FRAME, 20_000) + setting(INITIAL_WINDOW, 1 << 24))
-        raw.send(frames.window_update(0, 1 << 24))
-        raw.request()
-        app, sent = raw.side.applications[0], 0
-        while sent < 2_000_000:
-            sent += fill(app, 2_000_000 - sent)
-            raw.turn()
-        raw.turn()
-        sizes = [len(f.body) for f in raw.frames(frames.DATA)]
-        assert sum(sizes) == sent
-        assert max(sizes) == 20_000
-
-
-def test_a_changed_initial_window_changes_open_streams_too() -> None:
-    with Raw() as raw:
-        raw.greet(setting(INITIAL_WINDOW, 1000))
-        raw.request()
-        fill(raw.side.applications[0], 10_000)
-
-        def sent() -> int:
-            raw.turn()
-            return sum(len(f.body) for f in raw.frames(frames.DATA))
-
-        assert sent() == 1000
-        raw.send(frames.frame(frames.SETTINGS, 0, 0, setting(INITIAL_WINDOW, 500)))
-        assert raw.tunnel.streams[1].window == -500
-        raw.send(frames.window_update(1, 400))
-        assert sent() == 1000
-        raw.send(frames.frame(frames.SETTINGS, 0, 0, setting(INITIAL_WINDOW, 700)))
-        assert sent() == 1100
 
 
 def test_large_answers_are_split_into_continuations() -> None:
@@ -305,19 +234,6 @@ def test_a_goaway_ends_only_what_the_peer_has_not_seen() -> None:
         assert raw.tunnel.free_slots == 0
         raw.send(frames.rst_stream(1, frames.CANCEL))
         assert raw.tunnel.closed
-
-
-def test_windows_below_the_default_do_not_punish_a_peer_that_relies_on_it() -> None:
-    with Raw(settings=Settings(stream_window=1000, connection_window=1000)) as raw:
-        raw.send(
-            frames.PREFACE
-            + frames.frame(frames.SETTINGS, 0, 0)
-            + frames.frame(frames.HEADERS, frames.END_HEADERS, 1, CONNECT)
-            + frames.frame(frames.DATA, 0, 1, bytes(16_000)) * 4
-        )
-        assert len(read_now(raw.side.applications[0])) == 64_000
-        assert raw.resets() == {}
-        assert raw.goaway() is None
 
 
 def test_the_reserved_bit_of_a_stream_means_nothing() -> None:
@@ -451,28 +367,6 @@ def test_settings_come_first(first: bytes) -> None:
         assert not raw.side.is_ready
 
 
-@pytest.mark.parametrize(
-    ("increment", "code"), [(0, frames.PROTOCOL_ERROR), (frames.MAX_WINDOW, frames.FLOW_CONTROL_ERROR)]
-)
-def test_a_broken_stream_window_ends_that_stream_only(increment: int, code: int) -> None:
-    with Raw() as raw:
-        raw.greet()
-        raw.request(1)
-        raw.request(3)
-        raw.send(frames.window_update(1, increment) + frames.frame(frames.DATA, 0, 3, b"unharmed"))
-        assert raw.resets() == {1: code}
-        assert read_now(raw.side.applications[1]) == b"unharmed"
-
-
-def test_more_than_the_connections_window_ends_the_tunnel() -> None:
-    with Raw(settings=Settings(stream_window=1 << 20, connection_window=1 << 20)) as raw:
-        raw.greet()
-        raw.request()
-        raw.tunnel._receive_window = 10_000
-        raw.send(frames.frame(frames.DATA, 0, 1, bytes(10_001)))
-        assert raw.goaway() == frames.FLOW_CONTROL_ERROR
-
-
 def test_streams_beyond_the_limit_are_refused_and_the_others_live() -> None:
     with Raw(answer="", settings=Settings(max_streams=3)) as raw:
         raw.greet()
@@ -527,167 +421,3 @@ def test_a_peer_with_a_smaller_header_table_is_told_that_none_is_used(size: int)
         assert blocks[1:] == [CONNECT, CONNECT]
         for block in blocks:
             assert dict(decoder.decode(block, raw=True))[b":method"] == b"CONNECT"
-
-
-def test_a_half_close_needs_no_window() -> None:
-    with Raw() as raw:
-        raw.greet(setting(INITIAL_WINDOW, 0))
-        raw.request()
-        raw.side.applications[0].shutdown(socket.SHUT_WR)
-        raw.turn()
-        assert [(f.flags, f.body) for f in raw.frames(frames.DATA)] == [(frames.END_STREAM, b"")]
-
-
-def test_a_half_close_needs_no_window_also_when_the_application_was_silent_at_first() -> None:
-    with Raw(client=True) as raw:
-        raw.greet(setting(INITIAL_WINDOW, 0))
-        app, _, _ = raw.open()
-        raw.send(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.RESPONSE_200))
-        app.shutdown(socket.SHUT_WR)
-        raw.turn()
-        assert [(f.flags, f.body) for f in raw.frames(frames.DATA)] == [(frames.END_STREAM, b"")]
-
-
-# ---- floods ----
-
-
-def is_calmed(raw: Raw) -> bool:
-    return raw.tunnel.closed and raw.goaway() == frames.ENHANCE_YOUR_CALM
-
-
-def rapid_resets(count: int) -> bytes:
-    return b"".join(
-        frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * i + 1, CONNECT) + frames.rst_stream(2 * i + 1, 8)
-        for i in range(2, count)
-    )
-
-
-FLOODS: dict[str, Callable[[int], bytes]] = {
-    "thousands of streams": lambda count: b"".join(
-        frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * i + 1, CONNECT) for i in range(2, count)
-    ),
-    "rapid resets": rapid_resets,
-    "rapid resets with a little data on another stream": lambda count: b"".join(
-        frames.frame(frames.HEADERS, frames.END_HEADERS, 2 * i + 1, CONNECT)
-        + frames.frame(frames.DATA, 0, 1, b"x")
-        + frames.rst_stream(2 * i + 1, 8)
-        for i in range(2, count)
-    ),
-    "SETTINGS": lambda count: frames.frame(frames.SETTINGS, 0, 0) * count,
-    "acknowledgements of SETTINGS": lambda count: frames.frame(frames.SETTINGS, frames.ACK, 0) * count,
-    "PING": lambda count: frames.ping(bytes(8)) * count,
-    "PING with a little data": lambda count: (frames.ping(bytes(8)) + frames.frame(frames.DATA, 0, 1, b"x")) * count,
-    "answers to PING": lambda count: frames.frame(frames.PING, frames.ACK, 0, bytes(8)) * count,
-    "empty DATA": lambda count: frames.frame(frames.DATA, 0, 1) * count,
-    "empty padded DATA": lambda count: frames.frame(frames.DATA, frames.PADDED, 1, bytes([10, *range(10)])) * count,
-    "tiny WINDOW_UPDATEs of a stream": lambda count: frames.window_update(1, 1) * count,
-    "tiny WINDOW_UPDATEs of the connection": lambda count: frames.window_update(0, 1) * count,
-    "PRIORITY": lambda count: frames.frame(frames.PRIORITY, 0, 1, bytes(5)) * count,
-    "unknown frames": lambda count: frames.frame(0x99, 0, 1) * count,
-    "GOAWAY": lambda count: frames.goaway(0, 0) * count,
-    "resets of closed streams": lambda count: frames.rst_stream(3, 0) * count,
-    "the end of closed streams": lambda count: frames.end_stream(3) * count,
-    "headers of closed streams": lambda count: frames.frame(frames.HEADERS, frames.END_HEADERS, 3, CONNECT) * count,
-    "window updates of closed streams": lambda count: frames.window_update(3, 1) * count,
-}
-
-
-@pytest.mark.parametrize(
-    ("what", "accepts"),
-    [(what, what != "thousands of streams") for what in FLOODS] + [(what, False) for what in FLOODS if "rapid" in what],
-)
-def test_a_flood_is_ended_and_its_neighbour_undisturbed(what: str, accepts: bool) -> None:
-    loop = Loop()
-    with Raw(loop=loop) as flooding, Raw(loop=loop) as neighbour:
-        for raw in (flooding, neighbour):
-            raw.greet()
-            raw.request(1)
-        flooding.request(3)
-        flooding.send(frames.rst_stream(3, frames.CANCEL))
-        flooding.side.answer = "200" if accepts else ""
-        flood = FLOODS[what](6000)
-        for at in range(0, len(flood), 8192):
-            flooding.send(flood[at : at + 8192])
-            read_now(flooding.side.applications[0])
-            neighbour.send(frames.frame(frames.DATA, 0, 1, b"x"))
-        assert is_calmed(flooding)
-        assert not neighbour.tunnel.closed
-        assert len(read_now(neighbour.side.applications[0])) >= 1
-        assert neighbour.goaway() is None
-    loop.shutdown()
-
-
-def test_a_continuation_flood_is_ended() -> None:
-    with Raw() as raw:
-        raw.greet()
-        raw.send(frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.CONTINUATION, 0, 1, b"") * 1000)
-        assert is_calmed(raw)
-
-
-def test_a_header_block_without_end_is_ended() -> None:
-    with Raw() as raw:
-        raw.greet()
-        piece = frames.encode_header("x", "y" * 16_000)
-        raw.send(frames.frame(frames.HEADERS, 0, 1, piece) + frames.frame(frames.CONTINUATION, 0, 1, piece) * 10)
-        assert is_calmed(raw)
-        assert raw.side.requests == []
-
-
-def test_a_few_continuations_are_no_flood() -> None:
-    with Raw() as raw:
-        raw.greet()
-        pieces = [CONNECT[at : at + 6] for at in range(0, len(CONNECT), 6)]
-        raw.send(
-            frames.frame(frames.HEADERS, 0, 1, b"")
-            + b"".join(frames.frame(frames.CONTINUATION, 0, 1, piece) for piece in pieces)
-            + frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1),
-            chunk=3,
-        )
-        assert raw.side.requests == [[(b":method", b"CONNECT"), (b":authority", b"10.0.0.2:80")]]
-
-
-def test_a_busy_peer_is_no_flood() -> None:
-    """Every round: a message, its window given back in small steps, a PING as gRPC's bandwidth estimate sends them."""
-    with Raw() as raw:
-        raw.greet()
-        raw.request()
-        app = raw.side.applications[0]
-        for _ in range(3000):
-            app.send(b"a" * 100)
-            raw.sock.send(
-                frames.frame(frames.DATA, 0, 1, bytes(4096))
-                + frames.ping(bytes(8))
-                + frames.window_update(1, 100)
-                + frames.window_update(0, 100)
-            )
-            raw.loop.turn(0)
-            app.recv(1 << 16)
-            raw.collect()
-        assert not raw.tunnel.closed
-
-
-def test_many_refused_requests_are_no_flood_of_either_side() -> None:
-    """A policy that denies thousands of connections a second must not end the tunnel that others use."""
-    with Pair(answer="401") as pair:
-        pair.client_side.changed = lambda tunnel: None  # type: ignore[method-assign]
-        for _ in range(60):
-            conversations = [Conversation() for _ in range(100)]
-            for conversation in conversations:
-                pair.client.open_stream(CONNECT, conversation)
-            pair.run_until(lambda heard=conversations: all(each.ending for each in heard))
-        assert not pair.client.closed
-        assert not pair.server.closed
-
-
-def test_half_a_frame_waits_and_costs_no_more_than_a_frame() -> None:
-    with Raw() as raw:
-        raw.greet()
-        whole = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.encode_header("x", "y" * 60_000))
-        raw.send(whole[:-1])
-        assert len(raw.tunnel._carry) == len(whole) - 1
-        assert raw.side.requests == []
-        for _ in range(3):
-            assert raw.loop.turn(0) == 0
-        raw.send(whole[-1:])
-        assert len(raw.side.requests) == 1
-        assert raw.tunnel._carry == b""
