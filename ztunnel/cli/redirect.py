@@ -17,7 +17,7 @@ import click
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.linux.netns import open_netns
 from ztunnel.linux.redirect.apply import apply, detect, present, remove, render
-from ztunnel.linux.redirect.model import Backend, CaptureSpec
+from ztunnel.linux.redirect.model import Backend, CaptureSpec, mask_for
 from ztunnel.linux.redirect.verify import verify
 
 EXIT_DIFFERS = 1
@@ -52,6 +52,14 @@ _SPEC_OPTIONS = (
     click.option("--ipv6/--no-ipv6", default=True, show_default=True, help="Left out where the namespace has none."),
     click.option("--inbound/--no-inbound", default=True, show_default=True, help="Capture what arrives, too."),
     click.option("--dns/--no-dns", default=False, show_default=True, help="Send DNS to the agent (port 15053)."),
+    click.option(
+        "--mark",
+        type=click.IntRange(1, 2**32 - 1),
+        default=0x539,
+        envvar="PACKET_MARK",
+        show_default=True,
+        help="The mark of the agent's own packets, which are left alone.",
+    ),
     click.option("--exclude-outbound-ports", type=_Many("PORTS", int), default=(), help="Left alone, e.g. 5432,6379."),
     click.option("--exclude-inbound-ports", type=_Many("PORTS", int), default=()),
     click.option("--exclude-outbound-cidrs", type=_Many("CIDRS"), default=(), help="Destinations left alone."),
@@ -157,7 +165,7 @@ def show_command(netns: str | None, output: str) -> int:
 
 
 def _spec(mode: str, options: dict[str, Any]) -> CaptureSpec:
-    return CaptureSpec(mode=CaptureMode(mode), **options)
+    return CaptureSpec(mode=CaptureMode(mode), mark_mask=mask_for(options["mark"]), **options)
 
 
 def _backend(name: str | None) -> Backend | None:

@@ -46,6 +46,21 @@ def test_options_become_the_spec(capture: FakeCapture) -> None:
     assert capture.verify(expected) == []
 
 
+@pytest.mark.parametrize(("mark", "mask"), [(77, 0xFFF), (70_000, 0xFFFFFFFF)])
+def test_rules_leave_an_agents_own_mark_alone_whichever_it_is(
+    capture: FakeCapture, monkeypatch: pytest.MonkeyPatch, mark: int, mask: int
+) -> None:
+    expected = CaptureSpec(mode=CaptureMode.REDIRECT, mark=mark, mark_mask=mask)
+    assert run(["redirect", "apply", "--netns", HERE, "--mark", str(mark)]) == 0
+    assert capture.verify(expected) == []
+    monkeypatch.setenv("PACKET_MARK", str(mark))
+    assert run(["redirect", "verify", "--netns", HERE]) == 0
+
+
+def test_a_mark_that_no_packet_can_have_is_refused(capture: FakeCapture) -> None:
+    assert run(["redirect", "apply", "--netns", HERE, "--mark", "0"]) == 2
+
+
 def test_apply_tells_what_it_changed(capture: FakeCapture, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["redirect", "apply", "--netns", HERE]) == 0
     assert "added ipv4 nat OUTPUT: -j ISTIO_OUTPUT" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from ztunnel.core.errors import PlatformError
 from ztunnel.core.model.capture import PROBE_PORT, CaptureMode
 from ztunnel.linux.probe import probe_capture
 from ztunnel.linux.redirect.apply import apply, remove
-from ztunnel.linux.redirect.model import Backend, CaptureSpec
+from ztunnel.linux.redirect.model import Backend, CaptureSpec, mask_for
 from ztunnel.linux.redirect.tools import has
 from ztunnel.linux.sockets import listen_tcp
 
@@ -91,11 +91,12 @@ class RuleCapture:
     def spec(self, mode: CaptureMode, pods: tuple[PodSpec, ...] = ()) -> CaptureSpec:
         """What the settings say; `pods` are those of NODE mode."""
         settings = self._settings
+        mark = settings.packet_mark or ISTIO_MARK
         return CaptureSpec(
             mode=mode,
             ipv6=settings.ipv6_enabled,
-            mark=settings.packet_mark or ISTIO_MARK,
-            mark_mask=0xFFF if (settings.packet_mark or ISTIO_MARK) <= 0xFFF else 0xFFFFFFFF,
+            mark=mark,
+            mark_mask=mask_for(mark),
             pod_interfaces=tuple(pod.interface for pod in pods),
             pod_ips=tuple(ip for pod in pods for ip in pod.ips),
             exclude_outbound_ports=settings.exclude_outbound_ports,

@@ -71,6 +71,11 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.mark:#x}/{self.mark_mask:#x}"
 
 
+def mask_for(mark: int) -> int:
+    """Istio's 12 bits where the mark fits into them, else all: rules compare no more of a packet's mark."""
+    return 0xFFF if mark <= 0xFFF else 0xFFFFFFFF
+
+
 class Chain(Enum):
     """Our chains; the renderers have a name for each."""
 
