@@ -243,18 +243,21 @@ class Control:
     async def _equip_pod(self, pod: PodSpec) -> None:
         """Its first connection shall find a certificate; but a CA that is away keeps no pod from being up."""
         with trio.move_on_after(CERTIFICATE_PATIENCE):
-            for identity in list(self._wanted):
-                if (identity.namespace, identity.service_account) == (pod.namespace, pod.service_account):
-                    await self._certificates.wait_answered(identity)
+            for identity in self._identities(pod):
+                await self._certificates.wait_answered(identity)
 
     def _pod_gone(self, pod: PodSpec) -> None:
         """Its key goes with the last pod of an identity."""
         if self._pods.serves(pod.namespace, pod.service_account):
             return
-        for identity in list(self._wanted):
-            if (identity.namespace, identity.service_account) == (pod.namespace, pod.service_account):
-                self._certificates.forget(identity)
-                del self._wanted[identity]
+        for identity in self._identities(pod):
+            self._certificates.forget(identity)
+            del self._wanted[identity]
+
+    def _identities(self, pod: PodSpec) -> list[Identity]:
+        """Those of the pod's service account whose certificate a worker has asked for."""
+        account = pod.namespace, pod.service_account
+        return [each for each in self._wanted if (each.namespace, each.service_account) == account]
 
     def _find_workload(self, namespace: str, name: str) -> Workload | None:
         for workload in self._mesh.mesh.workloads:
