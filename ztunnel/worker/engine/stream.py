@@ -337,7 +337,7 @@ class Stream:
         self.received += sent
         self._consumed += sent
         if self._consumed >= self.tunnel.credit_step:
-            self._credit(0)
+            self._give_credit()
         return True
 
     def _enqueue(self, view: memoryview) -> None:
@@ -358,10 +358,14 @@ class Stream:
 
     def _credit(self, size: int) -> None:
         self._consumed += size
-        tunnel = self.tunnel
-        if self._consumed >= tunnel.credit_step and not self.remote_ended:
+        if self._consumed >= self.tunnel.credit_step:
+            self._give_credit()
+
+    def _give_credit(self) -> None:
+        """What the application has taken may be sent again, unless the peer has finished."""
+        if not self.remote_ended:
             self._receive_window += self._consumed
-            tunnel.write(frames.window_update(self.id, self._consumed))
+            self.tunnel.write(frames.window_update(self.id, self._consumed))
             self._consumed = 0
 
     def _on_writable(self) -> None:
