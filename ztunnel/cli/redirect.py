@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from ztunnel.config.settings import ISTIO_MARK
 from ztunnel.core.model.capture import CaptureMode
 from ztunnel.linux.netns import open_netns
 from ztunnel.linux.redirect.apply import apply, detect, present, remove, render
@@ -55,7 +56,7 @@ _SPEC_OPTIONS = (
     click.option(
         "--mark",
         type=click.IntRange(1, 2**32 - 1),
-        default=0x539,
+        default=ISTIO_MARK,
         envvar="PACKET_MARK",
         show_default=True,
         help="The mark of the agent's own packets, which are left alone.",
