@@ -6,8 +6,9 @@ Response bodies are bytes, or text in pieces that are made while they are sent. 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from email.utils import formatdate
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,6 +27,28 @@ class Client(Protocol):
 TEXT = "text/plain; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
+
+
+def scope(method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Scope:
+    """Of a request, whichever HTTP it came by."""
+    path, _, query = target.partition(b"?")
+    return {
+        "type": "http",
+        "method": method,
+        "path": unquote(path.decode("latin-1")),
+        "query_string": query,
+        "headers": headers,
+    }
+
+
+async def no_body() -> Message:
+    """What an application receives of a request's body."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def date() -> tuple[bytes, bytes]:
+    """The header of that name (RFC 9110 section 6.6.1)."""
+    return b"date", formatdate(usegmt=True).encode()
 
 
 class Request:

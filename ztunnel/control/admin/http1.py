@@ -5,13 +5,11 @@ A request's body is thrown away after the answer. What h11 refuses is answered w
 
 from __future__ import annotations
 
-from email.utils import formatdate
-from urllib.parse import unquote
-
 import h11
 import trio
 
-from ztunnel.control.admin.asgi import App, Client, Message, Scope
+from ztunnel.control.admin import asgi
+from ztunnel.control.admin.asgi import App, Client, Message
 
 
 async def converse(
@@ -49,18 +47,7 @@ async def _answer(app: App, connection: h11.Connection, client: Client, request:
     if request.method == b"CONNECT":  # a success would make a tunnel of the connection
         await _refuse(connection, client, 405)
         return
-    path, _, query = request.target.partition(b"?")
-    scope: Scope = {
-        "type": "http",
-        "method": request.method.decode(),
-        "path": unquote(path.decode("latin-1")),
-        "query_string": query,
-        "headers": list(request.headers),
-    }
     head = b""
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Message) -> None:
         nonlocal head
@@ -74,7 +61,7 @@ async def _answer(app: App, connection: h11.Connection, client: Client, request:
             data += connection.send(h11.EndOfMessage())
         await client.send_all(data)
 
-    await app(scope, receive, send)
+    await app(asgi.scope(request.method.decode(), request.target, list(request.headers)), asgi.no_body, send)
 
 
 async def _refuse(connection: h11.Connection, client: Client, status: int) -> None:
@@ -83,4 +70,4 @@ async def _refuse(connection: h11.Connection, client: Client, status: int) -> No
 
 
 def _response(status: int, headers: list[tuple[bytes, bytes]]) -> h11.Response:
-    return h11.Response(status_code=status, headers=[*headers, (b"date", formatdate(usegmt=True).encode())])
+    return h11.Response(status_code=status, headers=[*headers, asgi.date()])

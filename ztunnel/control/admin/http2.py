@@ -5,9 +5,6 @@ Request bodies are thrown away as they come. A client that does not take its ans
 
 from __future__ import annotations
 
-from email.utils import formatdate
-from urllib.parse import unquote
-
 import trio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -15,6 +12,7 @@ from h2.events import ConnectionTerminated, DataReceived, RequestReceived, Strea
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
+from ztunnel.control.admin import asgi
 from ztunnel.control.admin.asgi import App, Client, Message, Scope
 
 MAX_STREAMS = 8
@@ -89,14 +87,10 @@ class _Conversation:
         self._answering = stream
         scope = _scope(headers)
 
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                date = (b"date", formatdate(usegmt=True).encode())
                 status = (b":status", str(message["status"]).encode())
-                self._h2.send_headers(stream, [status, *message["headers"], date])
+                self._h2.send_headers(stream, [status, *message["headers"], asgi.date()])
             else:
                 if scope["method"] != "HEAD":
                     await self._send_body(stream, message["body"])
@@ -105,7 +99,7 @@ class _Conversation:
                 await self.flush()
 
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, asgi.no_body, send)
         except _StreamGone:
             return
 
@@ -126,12 +120,6 @@ class _Conversation:
 
 def _scope(headers: list[tuple[bytes, bytes]]) -> Scope:
     pseudo = {name: value for name, value in headers if name.startswith(b":")}
-    path, _, query = pseudo.get(b":path", b"").partition(b"?")
     host = [(b"host", pseudo[b":authority"])] if b":authority" in pseudo else []
-    return {
-        "type": "http",
-        "method": pseudo[b":method"].decode("latin-1"),
-        "path": unquote(path.decode("latin-1")),
-        "query_string": query,
-        "headers": [*host, *(pair for pair in headers if not pair[0].startswith(b":"))],
-    }
+    plain = [*host, *(pair for pair in headers if not pair[0].startswith(b":"))]
+    return asgi.scope(pseudo[b":method"].decode("latin-1"), pseudo.get(b":path", b""), plain)

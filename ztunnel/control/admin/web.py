@@ -18,11 +18,10 @@ import trio
 
 from ztunnel.control.admin import http1
 from ztunnel.control.admin.asgi import App, Client
+from ztunnel.core.wire.frames import PREFACE
 
 _log = logging.getLogger("ztunnel.control.admin.http")
 
-_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""How a client begins that speaks it without asking (RFC 9113, section 3.4)."""
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -87,7 +86,7 @@ class _Server:
             if beginning.cancelled_caught:
                 return
             converse = http1.converse
-            if received == _HTTP2:
+            if received == PREFACE:
                 from ztunnel.control.admin.http2 import converse  # here and not above: seldom used, and 1.3 MB
             await converse(
                 *(self._app, client, received),
@@ -102,8 +101,8 @@ class _Server:
 async def _beginning(client: Client) -> bytes:
     """As many bytes as tell which HTTP it is; none when the client has gone."""
     received = b""
-    while received != _HTTP2 and _HTTP2.startswith(received):
-        piece = await client.receive_some(len(_HTTP2) - len(received))
+    while received != PREFACE and PREFACE.startswith(received):
+        piece = await client.receive_some(len(PREFACE) - len(received))
         if not piece:
             break
         received += piece
