@@ -171,9 +171,7 @@ class Peer:
         self.identity = _first_identity(tunnel.session.peer_names, self.role.pod.identity().trust_domain)
 
     def ready(self, tunnel: Tunnel) -> None:
-        self.role.kit.prefaces.discard(tunnel)
-        self.role.kit.keepalive.add(tunnel)
-        tunnel.session.trim()
+        self.role.kit.settled(tunnel)
 
     def changed(self, tunnel: Tunnel) -> None:
         pass

@@ -11,6 +11,7 @@ from random import Random
 
 from ztunnel.config.settings import Settings
 from ztunnel.worker.engine.agreement import Settings as TunnelSettings
+from ztunnel.worker.engine.h2 import Tunnel
 from ztunnel.worker.engine.keepalive import Keepalive
 from ztunnel.worker.engine.loop import Deadlines, Loop
 from ztunnel.worker.engine.relay import Pipes
@@ -94,6 +95,12 @@ class Kit:
             settings.connect_response_timeout,
             _abort(f"no answer to CONNECT within {settings.connect_response_timeout:g} s"),
         )
+
+    def settled(self, tunnel: Tunnel) -> None:
+        """Both ends have exchanged SETTINGS: it is watched from now on, and what the handshake took is given back."""
+        self.prefaces.discard(tunnel)
+        self.keepalive.add(tunnel)
+        tunnel.session.trim()
 
 
 def _abort(why: str) -> Callable[[object], None]:

@@ -46,9 +46,7 @@ class _Line:
         self.serve()
 
     def ready(self, tunnel: Tunnel) -> None:
-        self.pool.kit.prefaces.discard(tunnel)
-        self.pool.kit.keepalive.add(tunnel)
-        tunnel.session.trim()
+        self.pool.kit.settled(tunnel)
         if not tunnel.peer_max_streams:
             error = UpstreamError(f"{self.key.next_hop} allows no streams")
             self.fail(error)
